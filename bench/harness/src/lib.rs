@@ -1,0 +1,50 @@
+//! Runs wharf and its rivals side by side, and says what each of them costs.
+//!
+//! Every server is a process of its own, and so is the load generator: what each of them uses can then
+//! be told apart. The harness starts them anew for every window, one candidate after the other, so that
+//! a quiet or a busy minute of the machine falls on all of them alike.
+//!
+//! The parts, from the outside in: [`cli`] reads the command line; [`scenario`] knows what is measured
+//! and goes through rounds and candidates; [`candidate`] knows how a server is started; [`child`] and
+//! [`launch`] see to it that no process is left behind; [`load`] is the generator; [`measure`] reads
+//! clocks and counters; [`report`] turns windows into tables and JSON.
+
+pub mod candidate;
+pub mod child;
+pub mod cli;
+pub mod launch;
+pub mod load;
+pub mod measure;
+pub mod report;
+pub mod scenario;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+pub use cli::run;
+
+/// Why something could not be measured, for people to read.
+#[derive(Clone, Debug)]
+pub struct Failure(pub String);
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Runs one of the harness's helpers, which are started by the harness itself.
+fn helper(name: &str, args: &[OsString]) -> Option<ExitCode> {
+    let outcome = match name {
+        "launch" => launch::run(args),
+        "load" => load::run(args),
+        _ => return None,
+    };
+    Some(match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(reason)) => {
+            eprintln!("{reason}");
+            ExitCode::FAILURE
+        }
+    })
+}

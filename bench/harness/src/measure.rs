@@ -1,0 +1,154 @@
+//! Clocks and counters of this machine and its processes.
+
+use std::collections::HashMap;
+use std::fs;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::Failure;
+
+/// The CPU time that a process has used, in nanoseconds, with all its threads, also those that have
+/// ended, and io_uring's kernel threads on its behalf.
+///
+/// The kernel keeps a clock per process that says exactly this. `/proc/PID/stat` counts in hundredths
+/// of a second, and `/proc/PID/schedstat` is about the first thread only.
+pub fn cpu_ns(process: u32) -> Result<u64, Failure> {
+    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(i32::try_from(process)?))?;
+    nanoseconds(clock)
+}
+
+fn nanoseconds(clock: ClockId) -> Result<u64, Failure> {
+    Ok(u64::try_from(Duration::from(clock_gettime(clock)?).as_nanos())?)
+}
+
+/// The CPU time of each living thread of a process, in nanoseconds. Empty when the kernel does not tell.
+#[must_use]
+pub fn thread_cpu_ns(process: u32) -> HashMap<String, u64> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return HashMap::new() };
+    tasks
+        .filter_map(|task| {
+            let task = task.ok()?;
+            let stat = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            let used = stat.split_whitespace().next()?.parse().ok()?;
+            Some((task.file_name().into_string().ok()?, used))
+        })
+        .collect()
+}
+
+/// The part of the CPU time between two readings that the busiest thread has used, from 0 to 1.
+#[must_use]
+pub fn busiest_share(before: &HashMap<String, u64>, after: &HashMap<String, u64>) -> Option<f64> {
+    let used = |(thread, &now): (&String, &u64)| {
+        now.saturating_sub(before.get(thread).copied().unwrap_or(0))
+    };
+    let total: u64 = after.iter().map(used).sum();
+    let most = after.iter().map(used).max()?;
+    (total > 0).then(|| most as f64 / total as f64)
+}
+
+/// The CPU time that the whole machine has used or had taken away, in nanoseconds, to about 10 ms.
+#[must_use]
+pub fn machine_cpu_ns() -> Option<u64> {
+    const TICK_NS: u64 = 10_000_000;
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let counts: Vec<u64> =
+        stat.lines().next()?.split_whitespace().skip(1).map_while(|it| it.parse().ok()).collect();
+    // user nice system idle iowait irq softirq steal; the guests' time is within user and nice.
+    let [user, nice, system, _, _, irq, softirq, steal, ..] = counts[..] else { return None };
+    Some((user + nice + system + irq + softirq + steal) * TICK_NS)
+}
+
+/// The resident memory of a process, in bytes.
+pub fn resident_bytes(process: u32) -> Result<u64, Failure> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok())
+        .map(|kibibytes: u64| kibibytes * 1024)
+        .ok_or_else(|| Failure(format!("no VmRSS in /proc/{process}/status")))
+}
+
+/// The resident memory of a process once it no longer changes.
+pub fn settled_resident_bytes(process: u32) -> Result<u64, Failure> {
+    const PAUSE: Duration = Duration::from_millis(50);
+    const PAUSES_MAX: usize = 20;
+    let mut last = resident_bytes(process)?;
+    for _ in 0..PAUSES_MAX {
+        std::thread::sleep(PAUSE);
+        let now = resident_bytes(process)?;
+        if now == last {
+            break;
+        }
+        last = now;
+    }
+    Ok(last)
+}
+
+/// Lets this process and its children have as many descriptors as the system allows. Says how many.
+pub fn raise_descriptor_limit() -> Result<u64, Failure> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
+}
+
+/// How long the machine took for a piece of work that is always the same.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Calibration {
+    /// CPU time. It grows when the CPU is slowed down, or shared with a neighbour outside of what this
+    /// machine can see.
+    pub cpu_ns: u64,
+    /// Time on the clock. What it has beyond the CPU time, others have used.
+    pub wall_ns: u64,
+}
+
+/// Does a piece of work that needs nothing but the CPU.
+pub fn calibrate() -> Result<Calibration, Failure> {
+    const STEPS: u32 = 10_000_000;
+    let thread = ClockId::CLOCK_THREAD_CPUTIME_ID;
+    let (cpu, wall) = (nanoseconds(thread)?, Instant::now());
+    let mut state = 1_u64;
+    for _ in 0..STEPS {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+    }
+    black_box(state);
+    let wall_ns = u64::try_from(wall.elapsed().as_nanos())?;
+    Ok(Calibration { cpu_ns: nanoseconds(thread)? - cpu, wall_ns })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_of_ended_threads_counts() {
+        let own = std::process::id();
+        let before = cpu_ns(own).expect("our own clock");
+        let used = std::thread::spawn(|| calibrate().expect("clocks").cpu_ns);
+        let used = used.join().expect("it does not panic");
+        let after = cpu_ns(own).expect("our own clock");
+        assert!(after - before >= used, "{before} {after} {used}");
+    }
+
+    #[test]
+    fn busiest_share_counts_new_threads() {
+        let reading = |list: &[(&str, u64)]| {
+            list.iter().map(|&(thread, used)| (thread.to_owned(), used)).collect::<HashMap<_, _>>()
+        };
+        let share = busiest_share(&reading(&[("1", 10)]), &reading(&[("1", 20), ("2", 30)]));
+        assert_eq!(share, Some(0.75));
+        assert_eq!(busiest_share(&reading(&[]), &reading(&[])), None);
+    }
+
+    #[test]
+    fn own_memory_is_plausible() {
+        let bytes = resident_bytes(std::process::id()).expect("our own status");
+        assert!((100_000..10_000_000_000).contains(&bytes));
+    }
+}

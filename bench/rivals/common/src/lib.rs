@@ -1,0 +1,163 @@
+//! What every rival server has in common: the command line, the listening socket and the line that
+//! says that it is ready. How connections are served is each rival's own business.
+
+#![forbid(unsafe_code)]
+
+mod deal;
+
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::process::exit;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+pub use deal::{Inbox, deal};
+
+/// The read buffer that each rival uses, in bytes. The same everywhere, so that large messages cost
+/// everybody the same number of reads; it is also the size that monoio's and compio's documents use.
+pub const BUFFER: usize = 8192;
+
+/// The length of every listen queue. Long enough for a thousand connections made in one go.
+const BACKLOG: i32 = 4096;
+
+/// What a server does with what it receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// Send every byte back.
+    Echo,
+    /// Messages of a fixed size, in bytes. The first byte says for how many milliseconds the handler
+    /// sleeps, without telling anybody, before it sends the message back.
+    Block {
+        /// The size of a message.
+        size: usize,
+    },
+}
+
+/// The command line of a rival.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Where to listen; port 0 means any.
+    pub tcp: SocketAddr,
+    /// How many threads serve connections.
+    pub threads: usize,
+    /// What to do with what arrives.
+    pub service: Service,
+}
+
+impl Options {
+    /// Reads the command line. Prints the version of `package` from the lock file when asked for
+    /// `--version`, and exits with code 2 when the command line is wrong.
+    pub fn parse(package: &str) -> Self {
+        match Self::read(package, std::env::args().skip(1)) {
+            Ok(options) => options,
+            Err(problem) => {
+                eprintln!("{problem}");
+                eprintln!(
+                    "usage: --tcp ADDR --threads N --service echo|block [--size BYTES] | --version"
+                );
+                exit(2);
+            }
+        }
+    }
+
+    fn read(package: &str, args: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut tcp = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut threads = 1;
+        let mut block = false;
+        let mut size = 64;
+        let mut args = args;
+        while let Some(flag) = args.next() {
+            if flag == "--version" {
+                println!("{package} {}", version(package).unwrap_or("unknown"));
+                exit(0);
+            }
+            let value = args.next().ok_or_else(|| format!("{flag} needs a value"))?;
+            let wrong = |_| format!("{flag}: cannot understand {value:?}");
+            match flag.as_str() {
+                "--tcp" => {
+                    tcp = value.parse().map_err(|_| format!("--tcp: not an address: {value:?}"))?;
+                }
+                "--threads" => threads = value.parse().map_err(wrong)?,
+                "--size" => size = value.parse().map_err(wrong)?,
+                "--service" if value == "echo" => block = false,
+                "--service" if value == "block" => block = true,
+                _ => return Err(format!("unknown option: {flag} {value}")),
+            }
+        }
+        if threads == 0 || size == 0 {
+            return Err("--threads and --size must be at least 1".to_owned());
+        }
+        let service = if block { Service::Block { size } } else { Service::Echo };
+        Ok(Self { tcp, threads, service })
+    }
+}
+
+/// The version of `package` that this workspace is locked to.
+fn version(package: &str) -> Option<&'static str> {
+    let lock = include_str!("../../../Cargo.lock");
+    let name = format!("name = \"{package}\"\n");
+    let found = lock.split("[[package]]\n").find(|entry| entry.starts_with(&name))?;
+    found.lines().nth(1)?.strip_prefix("version = \"")?.strip_suffix('"')
+}
+
+/// A listening socket, in blocking mode.
+///
+/// With `shared`, several sockets may listen on the same port and the kernel deals connections out
+/// among them.
+pub fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Tells whoever started this server that it takes connections at `addr`.
+pub fn ready(addr: SocketAddr) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "listening tcp {addr}")?;
+    out.flush()
+}
+
+/// The handler of service `block`: sleeps for as long as the message says, and does not tell the
+/// runtime that it will.
+pub fn handle(message: &[u8]) {
+    let milliseconds = message.first().copied().unwrap_or(0);
+    if milliseconds != 0 {
+        std::thread::sleep(Duration::from_millis(milliseconds.into()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Options, String> {
+        Options::read("tokio", line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn reads_every_option() {
+        let options =
+            read("--tcp 127.0.0.1:7000 --threads 3 --service block --size 100").expect("valid");
+        assert_eq!(options.tcp.port(), 7000);
+        assert_eq!(options.threads, 3);
+        assert_eq!(options.service, Service::Block { size: 100 });
+    }
+
+    #[test]
+    fn refuses_nonsense() {
+        assert!(read("--threads").is_err());
+        assert!(read("--threads 0").is_err());
+        assert!(read("--service ehco").is_err());
+        assert!(read("--tcp here").is_err());
+    }
+
+    #[test]
+    fn finds_a_locked_version() {
+        assert!(version("tokio").is_some_and(|found| found.starts_with("1.")));
+        assert!(version("no-such-package").is_none());
+    }
+}

@@ -1,0 +1,74 @@
+//! Echo on compio: its dispatcher starts a runtime per thread, and deals the accepted connections
+//! out to them, as in compio's `dispatcher` example. The connections are accepted by a plain thread:
+//! compio's own streams stay on one thread, unless every descriptor is made to count atomically.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::num::NonZeroUsize;
+
+use compio::BufResult;
+use compio::dispatcher::Dispatcher;
+use compio::driver::ProactorBuilder;
+use compio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use compio::net::TcpStream;
+use rival_common::{BUFFER, Options, Service, handle, listen, ready};
+
+fn main() -> io::Result<()> {
+    let options = Options::parse("compio");
+    // "Optimize performance for most cases, especially compio is a single thread runtime", and the
+    // flag that its documentation says goes with it.
+    let mut proactor = ProactorBuilder::new();
+    proactor.single_issuer(true).coop_taskrun(true).taskrun_flag(true);
+    let dispatcher = Dispatcher::builder()
+        .worker_threads(NonZeroUsize::new(options.threads).expect("checked by the parser"))
+        .proactor_builder(proactor)
+        .build()?;
+    let listener = listen(options.tcp, false)?;
+    ready(listener.local_addr()?)?;
+    loop {
+        let (stream, _) = listener.accept()?;
+        stream.set_nodelay(true)?;
+        let service = options.service;
+        // A connection that breaks is over; there is nobody to tell.
+        let serve = move || async move { serve(stream, service).await.ok() };
+        if dispatcher.dispatch(serve).is_err() {
+            return Err(io::Error::other("every worker of the dispatcher has panicked"));
+        }
+    }
+}
+
+async fn serve(stream: std::net::TcpStream, service: Service) -> io::Result<()> {
+    let stream = TcpStream::from_std(stream)?;
+    match service {
+        Service::Echo => echo(stream).await,
+        Service::Block { size } => block(stream, size).await,
+    }
+}
+
+async fn echo(mut stream: TcpStream) -> io::Result<()> {
+    let mut buffer = Vec::with_capacity(BUFFER);
+    loop {
+        let BufResult(count, filled) = stream.read(buffer).await;
+        if count? == 0 {
+            return Ok(());
+        }
+        let BufResult(written, mut emptied) = stream.write_all(filled).await;
+        written?;
+        emptied.clear();
+        buffer = emptied;
+    }
+}
+
+async fn block(mut stream: TcpStream, size: usize) -> io::Result<()> {
+    let mut message = Vec::with_capacity(size);
+    loop {
+        let BufResult(read, filled) = stream.read_exact(message).await;
+        read?;
+        handle(&filled);
+        let BufResult(written, mut emptied) = stream.write_all(filled).await;
+        written?;
+        emptied.clear();
+        message = emptied;
+    }
+}

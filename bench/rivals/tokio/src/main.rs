@@ -1,0 +1,58 @@
+//! Echo on tokio's multi-thread runtime: one task per connection, as in its own `echo` example.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+
+use rival_common::{BUFFER, Options, Service, handle, listen, ready};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+fn main() -> io::Result<()> {
+    let options = Options::parse("tokio");
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(options.threads)
+        .enable_io()
+        .build()?
+        // Accepting happens on a worker too: the thread in `block_on` would poll the listener
+        // besides the workers.
+        .block_on(async move { tokio::spawn(accept(options)).await? })
+}
+
+async fn accept(options: Options) -> io::Result<()> {
+    let listener = listen(options.tcp, false)?;
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    ready(listener.local_addr()?)?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        // A connection that breaks is over; there is nobody to tell.
+        match options.service {
+            Service::Echo => drop(tokio::spawn(async move { echo(stream).await.ok() })),
+            Service::Block { size } => {
+                drop(tokio::spawn(async move { block(stream, size).await.ok() }));
+            }
+        }
+    }
+}
+
+async fn echo(mut stream: TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let count = stream.read(&mut buffer).await?;
+        if count == 0 {
+            return Ok(());
+        }
+        stream.write_all(&buffer[..count]).await?;
+    }
+}
+
+async fn block(mut stream: TcpStream, size: usize) -> io::Result<()> {
+    let mut message = vec![0; size];
+    loop {
+        stream.read_exact(&mut message).await?;
+        handle(&message);
+        stream.write_all(&message).await?;
+    }
+}
