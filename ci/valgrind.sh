@@ -11,7 +11,7 @@ fi
 # valgrind does not see what the kernel writes through a ring, and takes every received byte for
 # uninitialised: that one check is off. Invalid reads and writes, double frees and leaks stay.
 valgrind="valgrind --quiet --error-exitcode=99 --undef-value-errors=no"
-valgrind+=" --leak-check=full --errors-for-leak-kinds=definite"
+valgrind+=" --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite"
 host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 export "CARGO_TARGET_${host}_RUNNER=$valgrind"
 # Threads take turns under valgrind, so more of them only make time-outs; fewer cases, for the time.
