@@ -1,1 +1,62 @@
-//! I/O completion ports for Rust.
+//! I/O completion ports: one queue for any number of sockets, and a few threads that take packets
+//! off it, of which no more run at once than there are processors.
+//!
+//! A program starts operations, each of which owns its buffer. Workers take *packets* from the
+//! port: which operation is over, on which handle, with which result and with its buffer. The port
+//! releases waiting workers newest first, keeps as many running as its concurrency value says, and
+//! lets another one go when one blocks.
+//!
+//! ```
+//! use wharf::{Buf, Op, Port};
+//!
+//! let port = Port::<u32>::new(0)?; // 0: as many running workers as processors; u32: our key
+//! let listener = port.listen("127.0.0.1:0", 0)?;
+//! let address = listener.local_addr()?;
+//! listener.accept()?; // goes on accepting
+//!
+//! # let client = std::thread::spawn({ let port = port.clone(); move || {
+//! #     use std::io::{Read, Write};
+//! #     let mut client = std::net::TcpStream::connect(address).unwrap();
+//! #     client.write_all(b"hello").unwrap();
+//! #     let mut echo = [0; 5];
+//! #     client.read_exact(&mut echo).unwrap();
+//! #     assert_eq!(&echo, b"hello");
+//! #     port.close();
+//! # }});
+//! port.workers(4).run(|packet| {
+//!     let bytes = packet.bytes()?;
+//!     match packet.op {
+//!         Op::Accept { incoming: Some(new), .. } => new.associate(1)?.recv(Buf::pooled())?,
+//!         Op::Recv { stream, buf } if bytes > 0 => stream.send(buf)?,
+//!         Op::Send { stream, .. } => stream.recv(Buf::pooled())?,
+//!         _ => {} // dropping the stream closes it
+//!     }
+//!     Ok(())
+//! })?;
+//! # client.join().unwrap();
+//! # Ok::<(), wharf::Error>(())
+//! ```
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![doc(test(attr(deny(warnings))))]
+
+mod block;
+mod buf;
+mod error;
+mod port;
+pub mod raw;
+mod stats;
+mod sync;
+mod sys;
+mod tcp;
+mod workers;
+
+pub use crate::{
+    block::OpId,
+    buf::{Buf, Pooled},
+    error::{Error, ErrorKind, Refused, Result},
+    port::{Builder, Op, Packet, Port, Turn},
+    raw::Wait,
+    stats::Stats,
+    tcp::{Incoming, Listener, Start, Stream},
+    workers::Workers,
+};

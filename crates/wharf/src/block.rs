@@ -1,0 +1,314 @@
+//! What the safe layer keeps with an operation while it is in flight.
+//!
+//! A block is the operation's header followed by all that it needs: its handle, its buffers, its
+//! user's context. From `launch` until its last completion it belongs to the port, and no handle,
+//! packet or user can name it. Only then is it taken apart: the buffers and the context go into
+//! the packet, and the block goes back to its handle for the next operation, so that in the
+//! steady state nothing is allocated.
+
+use std::{
+    io::IoSlice,
+    net::Shutdown,
+    os::fd::OwnedFd,
+    ptr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use socket2::SockAddr;
+
+use crate::{
+    buf::Buf,
+    error::{Error, ErrorKind, Refused},
+    port::PortShared,
+    raw::{self, Gather, Operation, Request},
+    sync::lock,
+};
+
+/// What an operation works with, by kind.
+#[derive(Debug)]
+pub(crate) enum Payload {
+    Idle,
+    /// A value that was posted: it is the context.
+    Posted,
+    /// A receive into a buffer: some bytes, or exactly so many.
+    Recv(Buf, Option<usize>),
+    /// A receive for which only the pool's buffers will do, again and again.
+    RecvEach,
+    Send(Buf),
+    SendVectored(Box<Vectored>),
+    Accept {
+        repeat: bool,
+    },
+    AcceptFirst(Buf),
+    Connect(Box<SockAddr>),
+    Shutdown(Shutdown),
+}
+
+/// The parts of a vectored send.
+#[derive(Debug)]
+pub(crate) struct Vectored {
+    pub(crate) bufs: Vec<Buf>,
+    slices: Vec<IoSlice<'static>>,
+    gather: Gather,
+}
+
+// SAFETY: the pointers in the slices and the gather lead into the buffers and slices beside them,
+// which move with them.
+unsafe impl Send for Vectored {}
+
+/// See the module's page. The header comes first: a pointer to it is a pointer to the block.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Block<K: 'static, M: 'static> {
+    pub(crate) operation: Operation,
+    pub(crate) handle: Option<Arc<HandleShared<K, M>>>,
+    pub(crate) payload: Payload,
+    pub(crate) context: Option<M>,
+    /// Tells this flight of the block from its others.
+    pub(crate) flight: u64,
+}
+
+// SAFETY: while idle a block is plain data; in flight it belongs to the port.
+unsafe impl<K: Send + Sync, M: Send> Send for Block<K, M> {}
+
+/// A handle as its clones, its operations and its packets share it.
+#[derive(Debug)]
+pub(crate) struct HandleShared<K: 'static, M: 'static> {
+    pub(crate) raw: raw::Handle,
+    pub(crate) key: K,
+    pub(crate) port: Arc<PortShared<K, M>>,
+    /// Idle blocks, linked through their headers.
+    spare: Mutex<Spare<K, M>>,
+    /// Its place among the port's handles.
+    slot: usize,
+}
+
+#[derive(Debug)]
+struct Spare<K: 'static, M: 'static> {
+    first: *mut Block<K, M>,
+    length: u32,
+    flights: u64,
+}
+
+// SAFETY: the blocks in the list are idle and owned by it.
+unsafe impl<K: Send + Sync, M: Send> Send for Spare<K, M> {}
+
+/// How many idle blocks a handle keeps. More operations than this in flight at once on one
+/// connection allocate.
+const SPARE_BLOCKS: u32 = 64;
+
+/// Names one operation in flight on a handle, to cancel it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OpId {
+    address: usize,
+    flight: u64,
+}
+
+/// What an operation may be given beside its request.
+#[derive(Debug)]
+pub(crate) struct Extras<M> {
+    pub(crate) context: Option<M>,
+    pub(crate) silent: bool,
+    pub(crate) deadline: Option<Duration>,
+}
+
+impl<M> Default for Extras<M> {
+    fn default() -> Self {
+        Self { context: None, silent: false, deadline: None }
+    }
+}
+
+impl<K, M> HandleShared<K, M> {
+    /// Associates a descriptor and makes it known to its port.
+    #[expect(clippy::result_large_err, reason = "the descriptor comes back in it")]
+    pub(crate) fn new(
+        port: &Arc<PortShared<K, M>>,
+        fd: OwnedFd,
+        key: K,
+    ) -> Result<Arc<Self>, Refused<OwnedFd>> {
+        let mut handles = lock(&port.handles);
+        let entry = handles.vacant_entry();
+        let slot = entry.key();
+        let raw = port.raw.associate(fd, slot)?;
+        let spare = Spare { first: ptr::null_mut(), length: 0, flights: 0 };
+        let handle =
+            Arc::new(Self { raw, key, port: port.clone(), spare: Mutex::new(spare), slot });
+        entry.insert(Arc::downgrade(&handle));
+        Ok(handle)
+    }
+
+    /// Starts an operation. Refused, its payload comes back.
+    #[expect(clippy::result_large_err, reason = "the payload comes back in it")]
+    pub(crate) fn launch(
+        self: &Arc<Self>,
+        payload: Payload,
+        extras: Extras<M>,
+    ) -> Result<OpId, Refused<Payload>> {
+        let (block, flight) = self.take_block();
+        // SAFETY: an idle block out of the list is ours alone.
+        let fields = unsafe { &mut *block };
+        fields.payload = payload;
+        fields.context = extras.context;
+        fields.flight = flight;
+        let request = match fields.payload.request() {
+            Ok(request) => request,
+            Err(error) => return Err(self.refuse(block, error)),
+        };
+        fields.operation = Operation::new(request);
+        if let Some(deadline) = extras.deadline {
+            fields.operation.deadline = Some(deadline);
+        }
+        fields.operation.flags.silent = extras.silent;
+        fields.handle = Some(self.clone());
+        // SAFETY: the block stays where it is, untouched, until its last completion; the buffers
+        // that the request points into are in the block's payload, whose heap memory does not
+        // move with it; and the block holds a reference to this handle.
+        match unsafe { self.raw.start(block.cast()) } {
+            Ok(()) => Ok(OpId { address: block as usize, flight }),
+            Err(error) => Err(self.refuse(block, error)),
+        }
+    }
+
+    fn refuse(&self, block: *mut Block<K, M>, error: Error) -> Refused<Payload> {
+        // SAFETY: the operation was not started, so the block is still ours alone.
+        let fields = unsafe { &mut *block };
+        let value = std::mem::replace(&mut fields.payload, Payload::Idle);
+        fields.context = None;
+        fields.handle = None;
+        self.put_block(block);
+        Refused { error, value }
+    }
+
+    fn take_block(&self) -> (*mut Block<K, M>, u64) {
+        let mut spare = lock(&self.spare);
+        spare.flights += 1;
+        let flight = spare.flights;
+        let block = spare.first;
+        if block.is_null() {
+            drop(spare);
+            return (Block::allocate(), flight);
+        }
+        // SAFETY: blocks in the list are idle and alive.
+        spare.first = unsafe { (*block).operation.next.cast() };
+        spare.length -= 1;
+        (block, flight)
+    }
+
+    /// Takes an idle block back.
+    pub(crate) fn put_block(&self, block: *mut Block<K, M>) {
+        let mut spare = lock(&self.spare);
+        if spare.length >= SPARE_BLOCKS {
+            drop(spare);
+            // SAFETY: idle, out of every list, made by `allocate`.
+            drop(unsafe { Box::from_raw(block) });
+            return;
+        }
+        // SAFETY: idle and ours alone.
+        unsafe { (*block).operation.next = spare.first.cast() };
+        spare.first = block;
+        spare.length += 1;
+    }
+
+    /// Asks for one operation to be cancelled.
+    pub(crate) fn cancel(&self, id: OpId) -> bool {
+        self.raw.cancel_if(ptr::with_exposed_provenance(id.address), &|operation| {
+            // SAFETY: the raw handle asks only about an operation in flight on this handle, and
+            // every such operation is the header of a block. `flight` does not change in flight.
+            unsafe { (*operation.cast::<Block<K, M>>()).flight == id.flight }
+        })
+    }
+}
+
+impl<K, M> Block<K, M> {
+    pub(crate) fn allocate() -> *mut Self {
+        let block = Box::into_raw(Box::new(Self {
+            operation: Operation::new(Request::Readable),
+            handle: None,
+            payload: Payload::Idle,
+            context: None,
+            flight: 0,
+        }));
+        let _ = block.expose_provenance();
+        block
+    }
+}
+
+impl<K, M> Drop for HandleShared<K, M> {
+    fn drop(&mut self) {
+        lock(&self.port.handles).try_remove(self.slot);
+        let spare = self.spare.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        while !spare.first.is_null() {
+            // SAFETY: blocks in the list are idle, ours, and made by `allocate`.
+            let block = unsafe { Box::from_raw(spare.first) };
+            spare.first = block.operation.next.cast();
+        }
+    }
+}
+
+impl Payload {
+    /// The request that this payload is for, pointing into it.
+    fn request(&mut self) -> Result<Request, Error> {
+        Ok(match self {
+            Self::Idle | Self::Posted => return Err(Error::of(ErrorKind::InvalidInput, "start")),
+            Self::Recv(buf, _) if buf.wants_pool() => Request::ReceivePooled { repeat: false },
+            Self::Recv(buf, exact) => {
+                let (buffer, room) = writable(buf)?;
+                match exact {
+                    // No room: the zero-byte receive.
+                    None if room == 0 => Request::Readable,
+                    None => Request::Receive { buffer, length: room, exact: false },
+                    Some(length) if *length > room || *length == 0 => {
+                        return Err(Error::of(ErrorKind::InvalidInput, "recv_exact")
+                            .with_remedy("ask for at least one byte, and for no more than fit"));
+                    }
+                    Some(length) => Request::Receive { buffer, length: *length, exact: true },
+                }
+            }
+            Self::RecvEach => Request::ReceivePooled { repeat: true },
+            Self::Send(buf) => Request::Send { buffer: buf.as_ptr(), length: buf.len() },
+            Self::SendVectored(vectored) => Request::SendVectored { gather: vectored.gather()? },
+            Self::Accept { repeat } => Request::Accept { repeat: *repeat },
+            Self::AcceptFirst(buf) => {
+                let (buffer, length) = writable(buf)?;
+                if length == 0 {
+                    return Err(Error::of(ErrorKind::InvalidInput, "accept_first")
+                        .with_remedy("the buffer needs room for at least one byte"));
+                }
+                Request::AcceptFirst { buffer, length }
+            }
+            Self::Connect(address) => {
+                Request::Connect { address: address.as_ptr().cast(), length: address.len() }
+            }
+            Self::Shutdown(how) => Request::Shutdown { how: *how },
+        })
+    }
+}
+
+fn writable(buf: &mut Buf) -> Result<(*mut u8, usize), Error> {
+    buf.room().ok_or_else(|| {
+        Error::of(ErrorKind::InvalidInput, "recv")
+            .with_remedy("receive into a Vec, a Box<[u8]>, a BytesMut or a pooled buffer")
+    })
+}
+
+impl Vectored {
+    pub(crate) fn new(bufs: Vec<Buf>) -> Self {
+        Self { bufs, slices: Vec::new(), gather: Gather::new(ptr::null_mut(), 0) }
+    }
+
+    fn gather(&mut self) -> Result<*mut Gather, Error> {
+        if self.bufs.len() > Gather::MAX_SLICES {
+            return Err(Error::of(ErrorKind::InvalidInput, "send_vectored")
+                .with_remedy("at most 1,024 buffers go into one send"));
+        }
+        self.slices.clear();
+        self.slices.extend(self.bufs.iter().map(|buf| {
+            // SAFETY: the bytes belong to `bufs`, which stays unchanged, and alive beside the
+            // slices, as long as the operation; the slices are given to nobody but the driver.
+            IoSlice::new(unsafe { std::slice::from_raw_parts(buf.as_ptr(), buf.len()) })
+        }));
+        self.gather = Gather::new(self.slices.as_mut_ptr(), self.slices.len());
+        Ok(&raw mut self.gather)
+    }
+}

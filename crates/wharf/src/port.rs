@@ -1,0 +1,699 @@
+//! The port with types: keys, contexts, packets, owners.
+
+use std::{
+    cell::Cell,
+    fmt,
+    net::{SocketAddr, ToSocketAddrs},
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
+
+use slab::Slab;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::{
+    block::{Block, Extras, HandleShared, Payload},
+    buf::Buf,
+    error::{Error, ErrorKind, Refused, Result},
+    raw::{self, Completion, Operation, Wait, port::Setup},
+    stats::Stats,
+    sync::lock,
+    tcp::{Incoming, Listener, Stream},
+    workers::Workers,
+};
+
+/// How long dropping a port waits for operations that the kernel does not let go.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Builds a port that is not like [`Port::new`]'s.
+///
+/// ```
+/// let port: wharf::Port<u32> = wharf::Builder::new().concurrency(2).pool(64, 16 << 10).build()?;
+/// assert_eq!(port.stats().concurrency, 2);
+/// # Ok::<(), wharf::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Builder {
+    setup: Setup,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Builder {
+    /// A port as [`Port::new`]`(0)` makes it.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            setup: Setup {
+                concurrency: 0,
+                submissions: 256,
+                pool_count: 512,
+                pool_size: 8 << 10,
+                queue_limit: 1024,
+                post_limit: 1 << 20,
+                without_provided_buffers: false,
+                without_cooperative: false,
+                watch: true,
+            },
+        }
+    }
+
+    /// The concurrency value: how many workers may run at once. 0, the default: as many as there
+    /// are processors for this process, its affinity and its control group's quota counted. At
+    /// most 1,024.
+    #[must_use]
+    pub fn concurrency(mut self, workers: usize) -> Self {
+        self.setup.concurrency = workers;
+        self
+    }
+
+    /// The pool of each running slot: how many buffers, rounded up to a power of two of at most
+    /// 32,768, and how many bytes in each. By default 512 of 8 KiB. The memory is touched only as
+    /// it is used. A small pool stays in the processor's cache; when it is empty, receives wait
+    /// until a buffer comes back.
+    #[must_use]
+    pub fn pool(mut self, buffers: usize, bytes: usize) -> Self {
+        let buffers = buffers.clamp(1, 32_768).next_power_of_two();
+        self.setup.pool_count = u16::try_from(buffers).unwrap_or(32_768);
+        self.setup.pool_size = bytes.clamp(1, 1 << 30);
+        self
+    }
+
+    /// The entries of each running slot's submission queue, rounded up to a power of two; its
+    /// completion queue has eight times as many. By default 256. This bounds how many submissions
+    /// share a system call, not how many operations are in flight. Where too little memory may be
+    /// locked the queues are made smaller.
+    #[must_use]
+    pub fn ring_entries(mut self, entries: u32) -> Self {
+        self.setup.submissions = entries.clamp(8, 4096).next_power_of_two();
+        self
+    }
+
+    /// How many operations may wait behind another in one direction of a handle. By default
+    /// 1,024; one more is refused with `QueueFull`.
+    #[must_use]
+    pub fn queue_limit(mut self, operations: u32) -> Self {
+        self.setup.queue_limit = operations;
+        self
+    }
+
+    /// How many posted packets may wait. By default 1,048,576; one more is refused with
+    /// `QueueFull`.
+    #[must_use]
+    pub fn post_limit(mut self, packets: usize) -> Self {
+        self.setup.post_limit = packets;
+        self
+    }
+
+    /// Whether undeclared blocks are watched for. By default they are.
+    #[must_use]
+    pub fn watch(mut self, on: bool) -> Self {
+        self.setup.watch = on;
+        self
+    }
+
+    /// Does without what kernels before Linux 5.19 do not have, even where it is there: for
+    /// tests of the ways round it.
+    #[must_use]
+    pub fn pretend_old_kernel(mut self) -> Self {
+        self.setup.without_provided_buffers = true;
+        self.setup.without_cooperative = true;
+        self
+    }
+
+    /// Makes the port.
+    ///
+    /// # Errors
+    ///
+    /// Where io_uring is refused, or memory or descriptors for it are short; the error names the
+    /// remedy.
+    pub fn build<K, M>(self) -> Result<Port<K, M>>
+    where
+        K: Send + Sync + 'static,
+        M: Send + 'static,
+    {
+        let shared = Arc::new(PortShared {
+            raw: self.build_raw()?,
+            handles: Mutex::new(Slab::new()),
+            posts: Mutex::new(Vec::new()),
+        });
+        Ok(Port { owner: Arc::new(Owner { shared }) })
+    }
+
+    /// Makes a port of the raw layer.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::build`].
+    pub fn build_raw(self) -> Result<raw::Port> {
+        raw::Port::with(self.setup)
+    }
+}
+
+/// A port as its handles share it.
+pub(crate) struct PortShared<K: 'static, M: 'static> {
+    pub(crate) raw: raw::Port,
+    pub(crate) handles: Mutex<Slab<Weak<HandleShared<K, M>>>>,
+    /// Idle blocks for posted values.
+    #[expect(clippy::vec_box, reason = "a block's address must not change")]
+    posts: Mutex<Vec<Box<Block<K, M>>>>,
+}
+
+impl<K, M> fmt::Debug for PortShared<K, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Port").field("stats", &self.raw.stats()).finish()
+    }
+}
+
+/// How many blocks for posted values are kept for the next ones.
+const SPARE_POSTS: usize = 256;
+
+/// A completion port: one queue of packets for any number of sockets, taken by a few threads of
+/// which no more run at once than the concurrency value says.
+///
+/// `K` is the per-handle data, the *completion key*: every handle is associated under one, and
+/// every packet of its operations leads back to it. `M` is the per-operation data: an operation
+/// may carry one ([`Start::context`](crate::Start::context)), and [`Port::post`] posts one.
+///
+/// Clones are the same port. When the last is dropped, or at [`Port::close`], waits end with
+/// [`Wait::Closed`]. The last one dropped also cancels everything in flight and waits for it, so
+/// that every buffer is freed when the kernel is done with it and not before; should the kernel
+/// keep one for more than five seconds, its memory is leaked, and that is logged.
+///
+/// # Which worker gets a packet
+///
+/// Packets leave in the order in which they came, each to one worker. A posted packet releases
+/// the worker that began to wait last. An operation's packet goes to the worker in whose running
+/// slot it was started, if that one waits or runs, so that a connection stays where it is in the
+/// processor's cache; idle workers take what piles up elsewhere.
+///
+/// # Blocking
+///
+/// A worker that blocks holds one of the running slots. [`Port::blocking`] gives it to another
+/// worker at once. Where a handler blocks without saying so, another worker notices within about
+/// a millisecond, if packets wait, and takes the slot; there must be more workers than the
+/// concurrency value for that, twice as many being the classic advice. While blocks keep coming it
+/// notices within 0.2 ms. A worker that has lost its slot runs on when it wakes up, so that more
+/// run than the limit until one of them waits.
+#[doc(alias = "CreateIoCompletionPort")]
+pub struct Port<K: 'static, M: 'static = ()> {
+    owner: Arc<Owner<K, M>>,
+}
+
+struct Owner<K: 'static, M: 'static> {
+    shared: Arc<PortShared<K, M>>,
+}
+
+impl<K, M> Clone for Port<K, M> {
+    fn clone(&self) -> Self {
+        Self { owner: self.owner.clone() }
+    }
+}
+
+impl<K, M> fmt::Debug for Port<K, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.owner.shared.fmt(f)
+    }
+}
+
+/// What a worker takes from a port: an operation that is over, or a posted value.
+#[derive(Debug)]
+#[non_exhaustive]
+#[doc(alias = "OVERLAPPED_ENTRY")]
+pub struct Packet<K: 'static, M: 'static = ()> {
+    /// Which operation, with its handle and its buffer.
+    pub op: Op<K, M>,
+    /// How many bytes were moved, or what the operation failed with.
+    pub result: Result<usize>,
+    /// How many bytes were moved, also by an operation that then failed.
+    pub bytes: usize,
+    /// What [`Start::context`](crate::Start::context) gave the operation.
+    pub context: Option<M>,
+    /// The operation goes on, and gives more packets.
+    pub more: bool,
+    /// On a handle in serial mode: lets the next packet of the handle out when it is dropped.
+    pub turn: Turn<K, M>,
+}
+
+impl<K, M> Packet<K, M> {
+    /// How many bytes were moved.
+    ///
+    /// # Errors
+    ///
+    /// What the operation failed with.
+    pub fn bytes(&self) -> Result<usize> {
+        self.result
+    }
+}
+
+/// Which operation a packet is of. Operations that failed look the same: [`Packet::result`] says
+/// so, and the buffer is there all the same.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Op<K: 'static, M: 'static = ()> {
+    /// A connection was accepted.
+    #[doc(alias = "AcceptEx")]
+    Accept {
+        /// Who listens.
+        listener: Listener<K, M>,
+        /// The connection; none if the accept failed.
+        incoming: Option<Incoming<K, M>>,
+        /// The first data, or the unused buffer, of an accept that was given one.
+        first: Option<Buf>,
+    },
+    /// A connect is over.
+    #[doc(alias = "ConnectEx")]
+    Connect {
+        /// The connection. If the connect failed it may be tried again.
+        stream: Stream<K, M>,
+    },
+    /// A receive is over. Zero bytes: the peer has ended its direction, or a receive without room
+    /// has found something to receive.
+    #[doc(alias = "WSARecv")]
+    Recv {
+        /// The connection.
+        stream: Stream<K, M>,
+        /// The buffer, holding what was received.
+        buf: Buf,
+    },
+    /// A send is over: everything has been given to the kernel, or the result says why not and
+    /// [`Packet::bytes`](Packet#structfield.bytes) how much has.
+    #[doc(alias = "WSASend")]
+    Send {
+        /// The connection.
+        stream: Stream<K, M>,
+        /// The buffer, as it was.
+        buf: Buf,
+    },
+    /// The same for a vectored send.
+    SendVectored {
+        /// The connection.
+        stream: Stream<K, M>,
+        /// The buffers, as they were.
+        bufs: Vec<Buf>,
+    },
+    /// A direction, or both, have been shut down, after every send that was started before.
+    #[doc(alias = "DisconnectEx")]
+    Shutdown {
+        /// The connection.
+        stream: Stream<K, M>,
+    },
+    /// A value that was posted.
+    #[doc(alias = "PostQueuedCompletionStatus")]
+    Posted(M),
+}
+
+/// See [`Packet::turn`].
+#[derive(Debug)]
+pub struct Turn<K: 'static, M: 'static>(Option<Arc<HandleShared<K, M>>>);
+
+impl<K, M> Drop for Turn<K, M> {
+    fn drop(&mut self) {
+        if let Some(handle) = &self.0 {
+            handle.raw.release();
+        }
+    }
+}
+
+impl<K, M> Port<K, M>
+where
+    K: Send + Sync + 'static,
+    M: Send + 'static,
+{
+    /// A port on which at most `concurrency` workers run at once; 0: as many as there are
+    /// processors for this process.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Builder::build`].
+    pub fn new(concurrency: usize) -> Result<Self> {
+        Builder::new().concurrency(concurrency).build()
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<PortShared<K, M>> {
+        &self.owner.shared
+    }
+
+    // ---- Handles ------------------------------------------------------------------------
+
+    /// Listens on an address, with a backlog of 4,096. The address may be reused at once after
+    /// the program has ended (SO_REUSEADDR), and connections send small messages without delay
+    /// (TCP_NODELAY).
+    ///
+    /// # Errors
+    ///
+    /// If the address is not usable, in use, or not this machine's.
+    pub fn listen(&self, address: impl ToSocketAddrs, key: K) -> Result<Listener<K, M>> {
+        let listen = |error| Error::from_io(&error, "listen");
+        let mut last =
+            Error::of(ErrorKind::InvalidInput, "listen").with_remedy("the name has no address");
+        for address in address.to_socket_addrs().map_err(listen)? {
+            match bind(address) {
+                Ok(socket) => {
+                    return HandleShared::new(self.shared(), socket.into(), key)
+                        .map(Listener::from_shared)
+                        .map_err(Error::from);
+                }
+                Err(error) => last = Error::from_io(&error, "listen"),
+            }
+        }
+        Err(last)
+    }
+
+    /// Starts to connect to an address. The packet is an [`Op::Connect`]; receives and sends may
+    /// be started after it. Small messages are sent without delay (TCP_NODELAY).
+    ///
+    /// # Errors
+    ///
+    /// If the socket cannot be made.
+    pub fn connect(&self, address: SocketAddr, key: K) -> Result<Stream<K, M>> {
+        let stream = self.socket_for(address, key)?;
+        stream.connect(address)?;
+        Ok(stream)
+    }
+
+    /// The same, with first data to send as soon as the connection stands: an [`Op::Send`] packet
+    /// follows the one of the connect, and fails if that has.
+    ///
+    /// # Errors
+    ///
+    /// If the socket cannot be made; the buffer comes back.
+    #[expect(clippy::result_large_err, reason = "the buffer comes back in it")]
+    pub fn connect_with(
+        &self,
+        address: SocketAddr,
+        key: K,
+        first: impl Into<Buf>,
+    ) -> Result<Stream<K, M>, Refused<Buf>> {
+        let first = first.into();
+        let stream = match self.connect(address, key) {
+            Ok(stream) => stream,
+            Err(error) => return Err(Refused { error, value: first }),
+        };
+        stream.send(first)?;
+        Ok(stream)
+    }
+
+    fn socket_for(&self, address: SocketAddr, key: K) -> Result<Stream<K, M>> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)
+            .and_then(|socket| socket.set_tcp_nodelay(true).map(|()| socket))
+            .map_err(|error| Error::from_io(&error, "connect"))?;
+        Ok(Stream::from_shared(HandleShared::new(self.shared(), socket.into(), key)?))
+    }
+
+    /// Associates a connected (or not yet connected) stream socket: a `std::net::TcpStream`, a
+    /// `socket2::Socket`, or any other descriptor of one.
+    ///
+    /// # Errors
+    ///
+    /// `Associated` if the socket belongs to a port already, `Closed` if the port is closed. The
+    /// descriptor comes back.
+    #[expect(clippy::result_large_err, reason = "the descriptor comes back in it")]
+    pub fn associate(
+        &self,
+        socket: impl Into<OwnedFd>,
+        key: K,
+    ) -> Result<Stream<K, M>, Refused<OwnedFd>> {
+        HandleShared::new(self.shared(), socket.into(), key).map(Stream::from_shared)
+    }
+
+    /// Associates a listening socket: a `std::net::TcpListener`, a `socket2::Socket`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::associate`].
+    #[expect(clippy::result_large_err, reason = "the descriptor comes back in it")]
+    pub fn associate_listener(
+        &self,
+        socket: impl Into<OwnedFd>,
+        key: K,
+    ) -> Result<Listener<K, M>, Refused<OwnedFd>> {
+        HandleShared::new(self.shared(), socket.into(), key).map(Listener::from_shared)
+    }
+
+    // ---- Packets ------------------------------------------------------------------------
+
+    /// Waits for a packet. The thread becomes one of the port's workers until it exits, waits on
+    /// another port, or the port closes.
+    #[doc(alias = "GetQueuedCompletionStatus")]
+    pub fn wait(&self) -> Wait<Packet<K, M>> {
+        self.wait_until(None)
+    }
+
+    /// Waits for a packet at most for so long; with zero it polls.
+    #[doc(alias = "GetQueuedCompletionStatus")]
+    pub fn wait_for(&self, timeout: Duration) -> Wait<Packet<K, M>> {
+        self.wait_until(Some(timeout))
+    }
+
+    fn wait_until(&self, timeout: Option<Duration>) -> Wait<Packet<K, M>> {
+        let shared = self.shared();
+        loop {
+            let kept = Cell::new(None);
+            let waited = shared.raw.wait_retaining(timeout, &|operation| keep(operation, &kept));
+            let completion = match waited {
+                Wait::Packet(completion) => completion,
+                Wait::TimedOut => return Wait::TimedOut,
+                Wait::Closed => return Wait::Closed,
+                Wait::Broken(error) => return Wait::Broken(error),
+            };
+            if let Some(packet) = shared.packet(completion, kept.into_inner()) {
+                return Wait::Packet(packet);
+            }
+        }
+    }
+
+    /// Waits for a packet, and takes as many more as are there, at most `most` in all, to the end
+    /// of `packets`. The whole batch counts as one running worker: a large one is cheap, and holds
+    /// up the packets in it behind the first. Returns how many were taken.
+    #[doc(alias = "GetQueuedCompletionStatusEx")]
+    pub fn wait_many(
+        &self,
+        packets: &mut Vec<Packet<K, M>>,
+        most: usize,
+        timeout: Option<Duration>,
+    ) -> Wait<usize> {
+        let first = match self.wait_until(timeout) {
+            Wait::Packet(packet) => packet,
+            Wait::TimedOut => return Wait::TimedOut,
+            Wait::Closed => return Wait::Closed,
+            Wait::Broken(error) => return Wait::Broken(error),
+        };
+        packets.push(first);
+        let mut count = 1;
+        let shared = self.shared();
+        while count < most {
+            let kept = Cell::new(None);
+            let Some(completion) = shared.raw.take_more(&|operation| keep(operation, &kept)) else {
+                break;
+            };
+            if let Some(packet) = shared.packet(completion, kept.into_inner()) {
+                packets.push(packet);
+                count += 1;
+            }
+        }
+        Wait::Packet(count)
+    }
+
+    /// Posts a value: some worker takes it as [`Op::Posted`]. It is never dropped on the way,
+    /// unless the port closes.
+    ///
+    /// # Errors
+    ///
+    /// `Closed`, `QueueFull` (see [`Builder::post_limit`]) or `OutOfMemory`; the value comes back.
+    #[doc(alias = "PostQueuedCompletionStatus")]
+    pub fn post(&self, value: M) -> Result<(), Refused<M>> {
+        let shared = self.shared();
+        let spare = lock(&shared.posts).pop();
+        let block = spare.map_or_else(Block::allocate, Box::into_raw);
+        // SAFETY: the block is ours alone until it is posted.
+        let fields = unsafe { &mut *block };
+        fields.payload = Payload::Posted;
+        fields.context = Some(value);
+        match shared.raw.post(0, 0, block.cast()) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // SAFETY: it was not posted, so it is ours still; made by `allocate`.
+                let mut block = unsafe { Box::from_raw(block) };
+                let Some(value) = block.context.take() else { unreachable!("put in above") };
+                Err(Refused { error, value })
+            }
+        }
+    }
+
+    /// Runs something that may block (a lock, a file, a query) while another worker has this
+    /// one's running slot. On a thread that is no worker of this port it just runs.
+    pub fn blocking<R>(&self, work: impl FnOnce() -> R) -> R {
+        self.shared().raw.blocking(work)
+    }
+
+    /// A number of worker threads, to run a handler on.
+    #[must_use]
+    pub fn workers(&self, threads: usize) -> Workers<'_, K, M> {
+        Workers::new(self, threads)
+    }
+
+    /// Closes the port: every wait returns [`Wait::Closed`], and nothing more can be started or
+    /// posted. A worker that has a packet keeps it. What is in flight is cancelled, and given
+    /// back when the last clone of the port is dropped.
+    pub fn close(&self) {
+        self.owner.shared.close();
+    }
+
+    /// Whether the port is closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared().raw.is_closed()
+    }
+
+    /// What the port counts.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared().raw.stats()
+    }
+
+    /// How many handles belong to the port.
+    #[must_use]
+    pub fn handles(&self) -> usize {
+        lock(&self.shared().handles).len()
+    }
+
+    /// The handles' keys and connections may be needed after the packets: visits every stream.
+    pub fn each_stream(&self, mut visit: impl FnMut(&Stream<K, M>)) {
+        for handle in self.shared().live_handles() {
+            visit(&Stream::from_shared(handle));
+        }
+    }
+}
+
+fn bind(address: SocketAddr) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    // Accepted connections inherit it.
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&SockAddr::from(address))?;
+    socket.listen(4096)?;
+    Ok(socket)
+}
+
+/// Keeps the handle of an operation that goes on: once it has been submitted again, its block may
+/// be finished by another worker and be gone.
+fn keep<K, M>(operation: *mut Operation, kept: &Cell<Option<Arc<HandleShared<K, M>>>>) {
+    // SAFETY: every operation of this port is a block's header, and this one is in flight with
+    // nothing outstanding. Only the handle's count is touched.
+    let handle = unsafe { &(*operation.cast::<Block<K, M>>()).handle };
+    kept.set(handle.clone());
+}
+
+impl<K, M> PortShared<K, M> {
+    /// Every handle that is still alive.
+    fn live_handles(&self) -> Vec<Arc<HandleShared<K, M>>> {
+        lock(&self.handles).iter().filter_map(|(_, handle)| handle.upgrade()).collect()
+    }
+
+    fn close(&self) {
+        self.raw.close();
+        for handle in self.live_handles() {
+            handle.raw.close();
+        }
+    }
+
+    /// Makes a packet of a completion: takes its block apart, unless it goes on.
+    fn packet(
+        &self,
+        completion: Completion,
+        kept: Option<Arc<HandleShared<K, M>>>,
+    ) -> Option<Packet<K, M>> {
+        let Completion { bytes, status, more, accepted, buffer, silent, operation, .. } =
+            completion;
+        let block = operation.cast::<Block<K, M>>();
+        let result = if status == 0 { Ok(bytes) } else { Err(Error::from_status(status)) };
+        let (handle, payload, context);
+        if more {
+            // The block is in flight again: nothing of it may be touched. Only these two go on.
+            handle = kept?;
+            context = None;
+            payload = if accepted.is_some() {
+                Payload::Accept { repeat: true }
+            } else {
+                Payload::RecvEach
+            };
+        } else {
+            // SAFETY: its last completion gives the block to us.
+            let fields = unsafe { &mut *block };
+            context = fields.context.take();
+            let mut done = std::mem::replace(&mut fields.payload, Payload::Idle);
+            if let Payload::Recv(buf, _) | Payload::AcceptFirst(buf) = &mut done {
+                // SAFETY: the kernel has written that many bytes from the room's start. A receive
+                // from the pool has written to another buffer, which replaces this one below.
+                unsafe { buf.set_filled(bytes) };
+            }
+            payload = done;
+            let Some(owner) = fields.handle.take() else {
+                // Posted.
+                // SAFETY: the block is ours; made by `allocate`.
+                let block = unsafe { Box::from_raw(block) };
+                let mut posts = lock(&self.posts);
+                if posts.len() < SPARE_POSTS {
+                    posts.push(block);
+                }
+                drop(posts);
+                let op = Op::Posted(context?);
+                return Some(Packet { op, result, bytes, context: None, more, turn: Turn(None) });
+            };
+            handle = owner;
+            handle.put_block(block);
+        }
+        if silent {
+            return None;
+        }
+        let serial = completion.serial.then(|| handle.clone());
+        let stream = Stream::from_shared(handle);
+        let op = match payload {
+            Payload::Recv(buf, _) => Op::Recv { stream, buf: buffer.map_or(buf, Buf::from) },
+            Payload::RecvEach => {
+                Op::Recv { stream, buf: buffer.map_or_else(Buf::pooled, Buf::from) }
+            }
+            Payload::Send(buf) => Op::Send { stream, buf },
+            Payload::SendVectored(vectored) => Op::SendVectored { stream, bufs: vectored.bufs },
+            Payload::Accept { .. } => accept(stream, accepted, None),
+            Payload::AcceptFirst(buf) => accept(stream, accepted, Some(buf)),
+            Payload::Connect(_) => Op::Connect { stream },
+            Payload::Shutdown(_) => Op::Shutdown { stream },
+            Payload::Idle | Payload::Posted => unreachable!("never started on a handle"),
+        };
+        Some(Packet { op, result, bytes, context, more, turn: Turn(serial) })
+    }
+}
+
+fn accept<K, M>(stream: Stream<K, M>, accepted: Option<OwnedFd>, first: Option<Buf>) -> Op<K, M> {
+    let port = stream.shared.port.clone();
+    let incoming = accepted.map(|fd| Incoming::new(fd, port));
+    Op::Accept { listener: Listener::from_shared(stream.shared), incoming, first }
+}
+
+impl<K, M> Drop for Owner<K, M> {
+    fn drop(&mut self) {
+        let shared = &self.shared;
+        shared.close();
+        let left = shared.raw.drain(DRAIN_PATIENCE, &mut |completion| {
+            // Dropping the packet frees the buffer and lets the handle go.
+            drop(shared.packet(completion, None));
+        });
+        if left > 0 {
+            log::error!("the kernel still holds {left} operations: their memory is leaked");
+            // The rings and pools they use must stay as well.
+            std::mem::forget(shared.clone());
+        }
+    }
+}
+
+/// Extras for the plain forms.
+pub(crate) fn plain<M>() -> Extras<M> {
+    Extras::default()
+}

@@ -1,0 +1,539 @@
+//! An associated handle: a descriptor, its key, and the two queues that keep its operations in
+//! order.
+//!
+//! The kernel gets one receive and one send of a socket at a time. Four receives that io_uring
+//! holds for one socket complete in reverse, and the bytes of two sends interleave once the
+//! socket's buffer is full; with one each, order is the order of starting.
+
+use std::{
+    net::Shutdown,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    ptr,
+    sync::{Arc, Mutex},
+};
+
+use super::{
+    operation::{Direction, Operation, State},
+    port::{Entry, Shared},
+};
+use crate::{
+    error::{Error, ErrorKind},
+    sync::lock,
+};
+
+/// Operations of one direction: one in the kernel, the others behind it.
+#[derive(Debug)]
+struct Queue {
+    current: *mut Operation,
+    first: *mut Operation,
+    last: *mut Operation,
+    length: u32,
+}
+
+impl Queue {
+    const fn new() -> Self {
+        Self { current: ptr::null_mut(), first: ptr::null_mut(), last: ptr::null_mut(), length: 0 }
+    }
+
+    /// # Safety
+    ///
+    /// `operation` is alive and in no list.
+    unsafe fn append(&mut self, operation: *mut Operation) {
+        // SAFETY: the caller's promise; the last one is alive because it is in this queue.
+        unsafe {
+            (*operation).next = ptr::null_mut();
+            if self.last.is_null() {
+                self.first = operation;
+            } else {
+                (*self.last).next = operation;
+            }
+        }
+        self.last = operation;
+        self.length += 1;
+    }
+
+    fn take_first(&mut self) -> Option<*mut Operation> {
+        let operation = self.first;
+        if operation.is_null() {
+            return None;
+        }
+        // SAFETY: what is in this queue is alive.
+        self.first = unsafe { (*operation).next };
+        if self.first.is_null() {
+            self.last = ptr::null_mut();
+        }
+        self.length -= 1;
+        Some(operation)
+    }
+
+    fn remove(&mut self, operation: *mut Operation) -> bool {
+        let mut previous = ptr::null_mut::<Operation>();
+        let mut at = self.first;
+        while !at.is_null() {
+            // SAFETY: what is in this queue is alive, the previous one as well.
+            unsafe {
+                if at == operation {
+                    if previous.is_null() {
+                        self.first = (*at).next;
+                    } else {
+                        (*previous).next = (*at).next;
+                    }
+                    if self.last == at {
+                        self.last = previous;
+                    }
+                    self.length -= 1;
+                    return true;
+                }
+                previous = at;
+                at = (*at).next;
+            }
+        }
+        false
+    }
+
+    fn contains(&self, operation: *mut Operation) -> bool {
+        let mut at = self.first;
+        while !at.is_null() && at != operation {
+            // SAFETY: what is in this queue is alive.
+            at = unsafe { (*at).next };
+        }
+        !at.is_null()
+    }
+
+    fn busy(&self) -> bool {
+        !self.current.is_null()
+    }
+}
+
+/// What of a handle is guarded by its lock. An operation is in at most one of the lists.
+#[derive(Debug)]
+pub(crate) struct Queues {
+    input: Queue,
+    output: Queue,
+    /// Finished operations of a serial handle whose packets wait for the one that is out.
+    deferred: Queue,
+    /// Accepts that have their connection and wait for its first data.
+    floating: Queue,
+    serial: bool,
+    /// A packet of this serial handle is out.
+    out: bool,
+    closing: bool,
+    shut: bool,
+    lane: u16,
+}
+
+/// A descriptor that belongs to a port, under a key.
+///
+/// A handle must stay where it is, alive, while operations on it are in flight; dropping it
+/// closes the descriptor.
+#[derive(Debug)]
+pub struct Handle {
+    fd: OwnedFd,
+    key: usize,
+    port: Arc<Shared>,
+    state: Mutex<Queues>,
+}
+
+// SAFETY: the operations in the queues are reached only under the lock, and the contract of
+// `start` gives them to the library until their last completion.
+unsafe impl Send for Handle {}
+// SAFETY: as for Send.
+unsafe impl Sync for Handle {}
+
+impl Handle {
+    pub(crate) fn new(fd: OwnedFd, key: usize, port: Arc<Shared>) -> Self {
+        let lane = port.some_lane();
+        let state = Queues {
+            input: Queue::new(),
+            output: Queue::new(),
+            deferred: Queue::new(),
+            floating: Queue::new(),
+            serial: false,
+            out: false,
+            closing: false,
+            shut: false,
+            lane,
+        };
+        Self { fd, key, port, state: Mutex::new(state) }
+    }
+
+    pub(crate) fn fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    /// The key it was associated under.
+    pub fn key(&self) -> usize {
+        self.key
+    }
+
+    /// From now on only one packet of this handle is out at a time: the next one is handed out
+    /// after [`Self::release`].
+    pub fn set_serial(&self, serial: bool) {
+        lock(&self.state).serial = serial;
+    }
+
+    /// Starts an operation. From `Ok` on it is in flight until its last completion has been
+    /// handed out; refused, it is still the caller's.
+    ///
+    /// # Errors
+    ///
+    /// `Closed` if the handle or its port is closed, `QueueFull` if as many operations wait in
+    /// its direction as the port allows, `Busy` if the operation is in flight already, or what
+    /// the kernel says if it cannot take the request.
+    ///
+    /// # Safety
+    ///
+    /// Until the operation's last completion has been handed out: `operation` stays where it is,
+    /// alive, and nobody else touches it; the pointers in its request stay valid, and what they
+    /// lead to is left alone (read where the request reads, untouched where it writes); and this
+    /// handle stays where it is, alive. An operation without a packet counts as in flight until
+    /// [`Operation::is_pending`] says otherwise.
+    #[doc(alias = "WSARecv")]
+    #[doc(alias = "WSASend")]
+    pub unsafe fn start(&self, operation: *mut Operation) -> Result<(), Error> {
+        self.port.check_process()?;
+        let mut state = lock(&self.state);
+        if state.closing || self.port.closed() {
+            return Err(Error::of(ErrorKind::Closed, "start"));
+        }
+        // SAFETY: the caller gives us the operation.
+        let op = unsafe { &mut *operation };
+        if op.state() != State::Idle {
+            return Err(Error::of(ErrorKind::Busy, "start"));
+        }
+        let queue = state.queue(op.request.direction());
+        if queue.length >= self.port.queue_limit() {
+            return Err(Error::of(ErrorKind::QueueFull, "start"));
+        }
+        op.begin(self);
+        let mut foreign = None;
+        if queue.busy() {
+            op.set_state(State::Queued);
+            // SAFETY: it is alive (the caller's promise) and was idle, so it is in no list.
+            unsafe { queue.append(operation) };
+        } else {
+            queue.current = operation;
+            // SAFETY: it is in flight from here on, and we hold the lock.
+            match unsafe { self.submit(&mut state, operation) } {
+                Ok(lane) => foreign = lane,
+                Err(error) => {
+                    op.set_state(State::Idle);
+                    state.queue(op.request.direction()).current = ptr::null_mut();
+                    return Err(Error::from_io(&error, "submit"));
+                }
+            }
+        }
+        self.port.count_started();
+        drop(state);
+        self.port.submit_for(foreign);
+        Ok(())
+    }
+
+    /// Pushes an operation to a lane. Returns the lane if it is not this thread's own, and has to
+    /// be submitted once the lock is released.
+    ///
+    /// # Safety
+    ///
+    /// The operation is in flight on this handle, whose lock is held, with good pointers.
+    unsafe fn submit(
+        &self,
+        state: &mut Queues,
+        operation: *mut Operation,
+    ) -> std::io::Result<Option<u16>> {
+        let own = self.port.own_lane();
+        let lane = own.unwrap_or(state.lane);
+        state.lane = lane;
+        // SAFETY: the caller's promise.
+        unsafe {
+            (*operation).lane = lane;
+            (*operation).set_state(State::Submitted);
+            self.port.lane(lane).push(operation)?;
+        }
+        Ok(if own.is_some() { None } else { Some(lane) })
+    }
+
+    /// Asks for one operation to be cancelled, from any thread. True: it was in flight. Its
+    /// packet comes all the same, and may say that it had already succeeded.
+    #[doc(alias = "CancelIoEx")]
+    pub fn cancel(&self, operation: *const Operation) -> bool {
+        self.cancel_if(operation, &|_| true)
+    }
+
+    /// The same, if the operation found in flight is the one that is meant: its memory may have
+    /// been used again since.
+    pub(crate) fn cancel_if(
+        &self,
+        operation: *const Operation,
+        meant: &dyn Fn(*const Operation) -> bool,
+    ) -> bool {
+        let mut state = lock(&self.state);
+        if !state.holds(operation.cast_mut()) || !meant(operation) {
+            return false;
+        }
+        let (found, foreign) = self.cancel_one(&mut state, operation.cast_mut());
+        drop(state);
+        self.port.submit_for(foreign);
+        found
+    }
+
+    /// Asks for everything in flight on this handle to be cancelled. Returns how many operations
+    /// that were.
+    #[doc(alias = "CancelIoEx")]
+    pub fn cancel_all(&self) -> usize {
+        let mut count = 0;
+        let mut lanes = Vec::new();
+        let mut state = lock(&self.state);
+        // Those that wait go first, so that none of them starts when the current one ends.
+        for direction in [Direction::In, Direction::Out] {
+            while let Some(operation) = state.queue(direction).take_first() {
+                self.cancel_queued(operation);
+                count += 1;
+            }
+        }
+        let mut submitted = vec![state.input.current, state.output.current];
+        let mut at = state.floating.first;
+        while !at.is_null() {
+            submitted.push(at);
+            // SAFETY: what is in this queue is alive.
+            at = unsafe { (*at).next };
+        }
+        for operation in submitted.into_iter().filter(|operation| !operation.is_null()) {
+            let (found, foreign) = self.cancel_one(&mut state, operation);
+            count += usize::from(found);
+            lanes.extend(foreign);
+        }
+        drop(state);
+        lanes.into_iter().for_each(|lane| self.port.submit_for(Some(lane)));
+        count
+    }
+
+    fn cancel_queued(&self, operation: *mut Operation) {
+        // SAFETY: it was in a queue of ours until now, so it is alive, and the lock is held.
+        unsafe {
+            (*operation).status = -libc::ECANCELED;
+            (*operation).set_state(State::Waiting);
+        }
+        self.port.enqueue(Entry::Ready(operation));
+    }
+
+    fn cancel_one(&self, state: &mut Queues, operation: *mut Operation) -> (bool, Option<u16>) {
+        if operation.is_null() {
+            return (false, None);
+        }
+        if state.input.remove(operation) || state.output.remove(operation) {
+            self.cancel_queued(operation);
+            return (true, None);
+        }
+        if !state.holds(operation) {
+            return (false, None);
+        }
+        // SAFETY: it is in flight on this handle, so it is alive, and the lock is held.
+        let op = unsafe { &mut *operation };
+        op.flags.cancel = true;
+        match op.state() {
+            State::Submitted => {
+                let own = self.port.own_lane();
+                if let Err(error) = self.port.lane(op.lane).push_cancel(operation) {
+                    log::warn!("a cancellation could not be queued: {error}");
+                }
+                (true, if own == Some(op.lane) { None } else { Some(op.lane) })
+            }
+            // It waits for a buffer: retried, it will find that it is cancelled.
+            State::Waiting if self.port.lane(op.lane).pool().unstarve(operation) => {
+                self.port.enqueue(Entry::Retry(operation));
+                (true, None)
+            }
+            _ => (true, None),
+        }
+    }
+
+    /// Refuses new operations and cancels those in flight. When the last has ended, both
+    /// directions are shut down, so that the peer learns of it at once. The descriptor is closed
+    /// when the handle is dropped.
+    #[doc(alias = "closesocket")]
+    pub fn close(&self) {
+        let mut state = lock(&self.state);
+        let first = !std::mem::replace(&mut state.closing, true);
+        self.shut_if_done(&mut state);
+        drop(state);
+        if first {
+            self.cancel_all();
+        }
+    }
+
+    /// Whether [`Self::close`] has been called.
+    pub fn is_closed(&self) -> bool {
+        lock(&self.state).closing
+    }
+
+    /// close(2) sends no FIN while a receive is pending, and completes none either: so it is
+    /// shutdown that ends a connection, once nothing of it is in the kernel.
+    fn shut_if_done(&self, state: &mut Queues) {
+        let pending = state.input.busy() || state.output.busy() || state.floating.length > 0;
+        if state.closing && !pending && !state.shut {
+            state.shut = true;
+            let _ = socket2::SockRef::from(&self.fd).shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Takes an operation that is over out of its place, and lets the next one start.
+    fn leave_queues(&self, state: &mut Queues, operation: *mut Operation) {
+        if state.floating.remove(operation) {
+            self.shut_if_done(state);
+            return;
+        }
+        for direction in [Direction::In, Direction::Out] {
+            if state.queue(direction).current == operation {
+                state.queue(direction).current = ptr::null_mut();
+                self.start_next(state, direction);
+            }
+        }
+        self.shut_if_done(state);
+    }
+
+    fn start_next(&self, state: &mut Queues, direction: Direction) {
+        while !state.queue(direction).busy() {
+            let Some(next) = state.queue(direction).take_first() else { return };
+            state.queue(direction).current = next;
+            // SAFETY: it was queued on this handle, so it is in flight, and we hold the lock. A
+            // lane that is not ours is submitted by its holder or by the watch.
+            match unsafe { self.submit(state, next) } {
+                Ok(foreign) => self.port.owe(foreign),
+                Err(error) => {
+                    state.queue(direction).current = ptr::null_mut();
+                    // SAFETY: as above.
+                    unsafe {
+                        (*next).status = -error.raw_os_error().unwrap_or(libc::EIO);
+                        (*next).set_state(State::Waiting);
+                    }
+                    self.port.enqueue(Entry::Ready(next));
+                }
+            }
+        }
+    }
+
+    /// Decides what becomes of an operation whose submission is over: its packet goes out, alone
+    /// or with more to follow, or waits for the packet that is out.
+    ///
+    /// # Safety
+    ///
+    /// The operation is in flight on this handle, no event of it is outstanding, and the lock is
+    /// held (`state` is borrowed from it).
+    pub(crate) unsafe fn conclude(&self, state: &mut Queues, operation: *mut Operation) -> Outcome {
+        // SAFETY: the caller's promise.
+        let op = unsafe { &mut *operation };
+        let again = op.request.repeats()
+            && op.status == 0
+            && (op.bytes > 0 || op.accepted >= 0)
+            && !op.flags.cancel
+            && !state.closing;
+        if !again {
+            self.leave_queues(state, operation);
+        }
+        if state.serial && !op.flags.silent {
+            if state.out && !op.flags.promised {
+                op.set_state(State::Waiting);
+                // SAFETY: alive, and in no list: it is `current` or has left the queues.
+                unsafe { state.deferred.append(operation) };
+                return Outcome::Deferred;
+            }
+            op.flags.promised = false;
+            state.out = true;
+        }
+        if again { Outcome::More } else { Outcome::Last }
+    }
+
+    pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, Queues> {
+        lock(&self.state)
+    }
+
+    /// Submits an operation once more, or ends it with the error that prevents it.
+    ///
+    /// # Safety
+    ///
+    /// The operation is in flight on this handle, no event of it is outstanding, and the lock is
+    /// held.
+    pub(crate) unsafe fn again(&self, state: &mut Queues, operation: *mut Operation) {
+        // SAFETY: the caller's promise.
+        match unsafe { self.submit(state, operation) } {
+            Ok(foreign) => self.port.owe(foreign),
+            Err(error) => {
+                // SAFETY: in flight, and the lock is held.
+                unsafe {
+                    (*operation).status = -error.raw_os_error().unwrap_or(libc::EIO);
+                    (*operation).set_state(State::Waiting);
+                }
+                self.leave_queues(state, operation);
+                self.port.enqueue(Entry::Ready(operation));
+            }
+        }
+    }
+
+    /// Moves an accept that has its connection out of the way of the next accept.
+    pub(crate) fn float(&self, state: &mut Queues, operation: *mut Operation) {
+        if state.input.current == operation {
+            state.input.current = ptr::null_mut();
+            // SAFETY: in flight, so alive; as `current` it was in no list.
+            unsafe { state.floating.append(operation) };
+            self.start_next(state, Direction::In);
+        }
+    }
+
+    /// The packet of this serial handle that was out has been dealt with: the next may come.
+    pub fn release(&self) {
+        let mut state = lock(&self.state);
+        state.out = false;
+        if let Some(next) = state.deferred.take_first() {
+            state.out = true;
+            // SAFETY: a deferred operation is in flight, and the lock is held.
+            unsafe { (*next).flags.promised = true };
+            self.port.enqueue(Entry::Ready(next));
+        }
+    }
+}
+
+/// What becomes of an operation whose submission is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Its last packet goes out.
+    Last,
+    /// A packet goes out, and the operation goes on.
+    More,
+    /// Its packet waits for the one that is out.
+    Deferred,
+}
+
+impl Queues {
+    /// Whether an operation is in flight on this handle, its packet not yet on its way.
+    fn holds(&self, operation: *mut Operation) -> bool {
+        !operation.is_null()
+            && (self.input.current == operation
+                || self.output.current == operation
+                || self.input.contains(operation)
+                || self.output.contains(operation)
+                || self.floating.contains(operation))
+    }
+
+    pub(crate) fn is_serial(&self) -> bool {
+        self.serial
+    }
+
+    fn queue(&mut self, direction: Direction) -> &mut Queue {
+        match direction {
+            Direction::In => &mut self.input,
+            Direction::Out => &mut self.output,
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.port.forget_descriptor(&self.fd);
+    }
+}
+
+impl AsFd for Handle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

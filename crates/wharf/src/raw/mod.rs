@@ -1,0 +1,257 @@
+//! The raw layer: pointer in, the same pointer out, with bytes and status.
+//!
+//! It is what the safe handles stand on, and what a C interface will stand on. An operation is a
+//! header at a fixed address that the caller owns and may extend; the port neither allocates nor
+//! frees it. Everything that makes this safe (who owns the buffer, what happens when a handle or
+//! the port goes) is the business of the layer above: most programs want [`crate::Port`].
+//!
+//! ```
+//! use std::{net::{TcpListener, TcpStream}, io::Write, time::Duration};
+//! use wharf::{raw, Wait};
+//!
+//! // An operation of our own: the header first, then whatever we like.
+//! #[repr(C)]
+//! struct Read {
+//!     header: raw::Operation,
+//!     buffer: [u8; 16],
+//! }
+//!
+//! let port = raw::Port::new(1)?;
+//! let listener = TcpListener::bind("127.0.0.1:0")?;
+//! let mut client = TcpStream::connect(listener.local_addr()?)?;
+//! let socket = port.associate(listener.accept()?.0.into(), 7).map_err(|refused| refused.error)?;
+//!
+//! let read = Box::into_raw(Box::new(Read {
+//!     header: raw::Operation::new(raw::Request::Readable),
+//!     buffer: [0; 16],
+//! }));
+//! // SAFETY: the operation, its buffer and the handle stay until the completion below.
+//! unsafe {
+//!     let buffer = (&raw mut (*read).buffer).cast();
+//!     (*read).header =
+//!         raw::Operation::new(raw::Request::Receive { buffer, length: 16, exact: false });
+//!     socket.start(read.cast())?;
+//! }
+//! client.write_all(b"hello")?;
+//!
+//! let Wait::Packet(done) = port.wait(Some(Duration::from_secs(10))) else { panic!() };
+//! assert_eq!((done.key, done.bytes, done.operation), (7, 5, read.cast()));
+//! // SAFETY: the completion has given the operation back.
+//! let read = unsafe { Box::from_raw(read) };
+//! assert_eq!(&read.buffer[..5], b"hello");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub(crate) mod handle;
+pub(crate) mod operation;
+pub(crate) mod port;
+pub(crate) mod schedule;
+mod watch;
+
+use std::{
+    os::fd::{AsRawFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use self::port::{Setup, Shared};
+pub use self::{
+    handle::Handle,
+    operation::{Gather, Operation, Request},
+};
+use crate::{
+    buf::Pooled,
+    error::{Error, Refused},
+    stats::Stats,
+};
+
+/// What a wait on a port gave. A failed operation's packet, a time-out, a closed port and a broken
+/// port are four different things here.
+#[derive(Debug)]
+#[must_use = "a packet that is not looked at is lost"]
+#[expect(clippy::exhaustive_enums, reason = "these are all there are; a match should say so")]
+pub enum Wait<P> {
+    /// A packet: of an operation that succeeded, of one that failed, or posted.
+    Packet(P),
+    /// The time is over and nothing came.
+    #[doc(alias = "WAIT_TIMEOUT")]
+    TimedOut,
+    /// The port was closed.
+    #[doc(alias = "ERROR_ABANDONED_WAIT_0")]
+    Closed,
+    /// The port cannot be waited on: what the kernel says.
+    Broken(Error),
+}
+
+impl<P> Wait<P> {
+    /// The packet, if there is one.
+    pub fn packet(self) -> Option<P> {
+        match self {
+            Self::Packet(packet) => Some(packet),
+            _ => None,
+        }
+    }
+}
+
+/// A packet: what became of an operation, or what was posted.
+#[derive(Debug)]
+#[non_exhaustive]
+#[doc(alias = "OVERLAPPED_ENTRY")]
+pub struct Completion {
+    /// The key of the handle, or the posted one.
+    pub key: usize,
+    /// The operation, which is its owner's again unless `more` is set; or what was posted.
+    pub operation: *mut Operation,
+    /// The bytes that were moved, also by an operation that then failed; or the posted number.
+    pub bytes: usize,
+    /// 0, or the error as a negative errno.
+    pub status: i32,
+    /// More completions of this operation are to come: it is still in flight.
+    pub more: bool,
+    /// The connection an accept has produced.
+    pub accepted: Option<OwnedFd>,
+    /// The pooled buffer that holds the data of a pooled receive.
+    pub buffer: Option<Pooled>,
+    pub(crate) silent: bool,
+    /// The handle lets no other packet out until this one is released.
+    pub(crate) serial: bool,
+}
+
+// SAFETY: the operation pointer is opaque here; whoever follows it promised to at `start`.
+unsafe impl Send for Completion {}
+
+impl Completion {
+    pub(crate) fn posted(bytes: usize, key: usize, operation: *mut Operation) -> Self {
+        Self {
+            key,
+            operation,
+            bytes,
+            status: 0,
+            more: false,
+            accepted: None,
+            buffer: None,
+            silent: false,
+            serial: false,
+        }
+    }
+
+    /// The number of bytes, or the error.
+    ///
+    /// # Errors
+    ///
+    /// What the operation failed with.
+    pub fn result(&self) -> Result<usize, Error> {
+        if self.status == 0 { Ok(self.bytes) } else { Err(Error::from_status(self.status)) }
+    }
+}
+
+/// A completion port without types or owners.
+#[derive(Clone, Debug)]
+#[doc(alias = "CreateIoCompletionPort")]
+pub struct Port {
+    shared: Arc<Shared>,
+}
+
+impl Port {
+    /// A port on which at most `concurrency` workers run at once; 0: as many as there are
+    /// processors for this process.
+    ///
+    /// # Errors
+    ///
+    /// Where io_uring is refused or memory for it is short; the error names the remedy.
+    pub fn new(concurrency: usize) -> Result<Self, Error> {
+        crate::Builder::new().concurrency(concurrency).build_raw()
+    }
+
+    pub(crate) fn with(setup: Setup) -> Result<Self, Error> {
+        Ok(Self { shared: Shared::new(setup)? })
+    }
+
+    /// Associates a descriptor with this port under a key. Clears its O_NONBLOCK flag, which
+    /// would make the kernel fail operations that have to wait.
+    ///
+    /// # Errors
+    ///
+    /// `Associated` if the socket belongs to a port already, through this descriptor or a
+    /// duplicate of it; `Closed` if the port is closed. The descriptor comes back with the error.
+    #[expect(clippy::result_large_err, reason = "the descriptor comes back in it")]
+    pub fn associate(&self, fd: OwnedFd, key: usize) -> Result<Handle, Refused<OwnedFd>> {
+        if let Err(error) = self.shared.adopt(&fd) {
+            return Err(Refused { error, value: fd });
+        }
+        // SAFETY: F_GETFL and F_SETFL take no pointers; the descriptor is open.
+        unsafe {
+            let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
+            if flags >= 0 && flags & libc::O_NONBLOCK != 0 {
+                libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK);
+            }
+        }
+        Ok(Handle::new(fd, key, self.shared.clone()))
+    }
+
+    /// Waits for one completion; see [`crate::Port::wait`].
+    #[doc(alias = "GetQueuedCompletionStatus")]
+    pub fn wait(&self, timeout: Option<Duration>) -> Wait<Completion> {
+        loop {
+            match self.shared.wait(timeout, &|_| {}) {
+                Wait::Packet(completion) if completion.silent => {}
+                waited => return waited,
+            }
+        }
+    }
+
+    /// The same with silent completions, and a call before a repeating operation goes on.
+    pub(crate) fn wait_retaining(
+        &self,
+        timeout: Option<Duration>,
+        retain: &dyn Fn(*mut Operation),
+    ) -> Wait<Completion> {
+        self.shared.wait(timeout, retain)
+    }
+
+    /// Takes another completion if one is there and this thread still has its place.
+    pub(crate) fn take_more(&self, retain: &dyn Fn(*mut Operation)) -> Option<Completion> {
+        self.shared.take_more(retain)
+    }
+
+    /// Posts a packet: three values that come out of a wait as they are. The operation's header
+    /// is not touched.
+    ///
+    /// # Errors
+    ///
+    /// `Closed`, `QueueFull` (the builder's limit on posted packets) or `OutOfMemory`: nothing was
+    /// posted then.
+    #[doc(alias = "PostQueuedCompletionStatus")]
+    pub fn post(&self, bytes: usize, key: usize, operation: *mut Operation) -> Result<(), Error> {
+        self.shared.post(bytes, key, operation)
+    }
+
+    /// Runs something that may block while another worker has this one's place.
+    pub fn blocking<R>(&self, work: impl FnOnce() -> R) -> R {
+        self.shared.blocking(work)
+    }
+
+    /// Closes: every wait returns [`Wait::Closed`], and nothing more can be started.
+    pub fn close(&self) {
+        self.shared.close();
+    }
+
+    /// Whether [`Self::close`] has been called.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.closed()
+    }
+
+    /// After [`Self::close`]: gives back what is queued and in flight, waiting for the kernel at
+    /// most for `patience`. Returns how many operations the kernel still holds: their memory must
+    /// never be freed.
+    pub fn drain(&self, patience: Duration, sink: &mut dyn FnMut(Completion)) -> u64 {
+        self.shared.drain(patience, sink)
+    }
+
+    /// What the port counts.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared.stats()
+    }
+}

@@ -1,0 +1,329 @@
+//! The operation header: one operation's life, at one address.
+//!
+//! # Who may touch an operation, and when
+//!
+//! | State | Where it is | Who may read or write the header and what it points to |
+//! |---|---|---|
+//! | `Idle` | with its owner | the owner alone |
+//! | `Queued` | in its handle's queue, behind another of its direction | the library, under the handle's lock |
+//! | `Submitted` | in a submission queue or in the kernel | the kernel may write to the buffer; the library writes the header under the handle's lock |
+//! | `Waiting` | waiting for a pooled buffer or for its packet to be taken | the library, under the handle's lock |
+//! | `Idle` again | its [`Completion`](super::Completion) has been handed out | the owner alone |
+//!
+//! An operation leaves `Idle` in one place, `Handle::start`, and it counts as accepted from the
+//! moment that function returns `Ok`. It is `Idle` again in one place: where its last completion
+//! is handed out. In between exactly one of the rows holds, and the owner may do nothing with it
+//! but pass its address to [`Handle::cancel`](super::Handle::cancel).
+
+use std::{
+    io::IoSlice,
+    net::Shutdown,
+    sync::atomic::{AtomicU8, Ordering},
+    time::Duration,
+};
+
+use super::Handle;
+
+/// What an operation asks for.
+///
+/// Pointers must stay valid, and what they point to must be left alone, from
+/// [`Handle::start`](super::Handle::start) until the operation's last completion.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Request {
+    /// Receive into a buffer of the caller's: at least one byte, or (`exact`) all of them.
+    /// Completes with 0 at the end of the stream; an exact receive that meets the end early
+    /// completes with what it got.
+    #[doc(alias = "WSARecv")]
+    Receive {
+        /// Where to put the bytes.
+        buffer: *mut u8,
+        /// How many bytes fit.
+        length: usize,
+        /// Go on until the buffer is full.
+        exact: bool,
+    },
+    /// Receive into a buffer of the port's pool, which is taken when data is there.
+    ReceivePooled {
+        /// Start the next receive by itself when one completes with data: completions then carry
+        /// [`Completion::more`](super::Completion::more) until the last.
+        repeat: bool,
+    },
+    /// Complete with 0 when there is something to receive, or the end of the stream: the
+    /// zero-byte receive.
+    Readable,
+    /// Send all bytes of a buffer. A failure after a part was sent reports both.
+    #[doc(alias = "WSASend")]
+    Send {
+        /// The bytes to send.
+        buffer: *const u8,
+        /// How many.
+        length: usize,
+    },
+    /// Send all bytes of several buffers, in order.
+    SendVectored {
+        /// The slices.
+        gather: *mut Gather,
+    },
+    /// Accept a connection. Completes with its descriptor in
+    /// [`Completion::accepted`](super::Completion::accepted).
+    #[doc(alias = "AcceptEx")]
+    Accept {
+        /// Start the next accept by itself when one completes.
+        repeat: bool,
+    },
+    /// Accept a connection and receive its first data, at least one byte, into a buffer of the
+    /// caller's. The operation's deadline counts from the accept. A connection that sends nothing
+    /// in time completes the operation with `TimedOut`, and is closed.
+    AcceptFirst {
+        /// Where to put the first data.
+        buffer: *mut u8,
+        /// How many bytes fit.
+        length: usize,
+    },
+    /// Connect to an address.
+    #[doc(alias = "ConnectEx")]
+    Connect {
+        /// A `sockaddr` of the system's.
+        address: *const u8,
+        /// Its length in bytes.
+        length: u32,
+    },
+    /// End one or both directions, after every send that was started before.
+    #[doc(alias = "DisconnectEx")]
+    Shutdown {
+        /// Which direction.
+        how: Shutdown,
+    },
+}
+
+/// The slices of a vectored send, at a fixed address that the caller owns.
+#[derive(Debug)]
+#[doc(alias = "WSABUF")]
+pub struct Gather {
+    pub(crate) header: libc::msghdr,
+}
+
+impl Gather {
+    /// The most slices one vectored send may have.
+    pub const MAX_SLICES: usize = 1024;
+
+    /// Gathers `count` slices, at most [`Self::MAX_SLICES`], from `slices` on. The array of slices
+    /// is used up on the way: it is advanced past what has been sent. Like the bytes it leads to
+    /// it must stay valid as long as the operation.
+    #[must_use]
+    pub fn new(slices: *mut IoSlice<'static>, count: usize) -> Self {
+        // SAFETY: plain integers and pointers, for which zero is a value.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        // IoSlice has the layout of iovec on Unix, as its documentation promises.
+        header.msg_iov = slices.cast();
+        header.msg_iovlen = count as _;
+        Self { header }
+    }
+
+    /// Moves past bytes that have been sent. Returns whether any are left.
+    ///
+    /// # Safety
+    ///
+    /// The slices must still be valid.
+    pub(crate) unsafe fn advance(&mut self, mut bytes: usize) -> bool {
+        while self.header.msg_iovlen > 0 {
+            // SAFETY: the caller's promise, for the slices that are left.
+            let first = unsafe { &mut *self.header.msg_iov };
+            if bytes < first.iov_len {
+                first.iov_len -= bytes;
+                // SAFETY: still inside the slice.
+                first.iov_base = unsafe { first.iov_base.cast::<u8>().add(bytes).cast() };
+                return true;
+            }
+            bytes -= first.iov_len;
+            // SAFETY: at most one past the last slice.
+            self.header.msg_iov = unsafe { self.header.msg_iov.add(1) };
+            self.header.msg_iovlen -= 1;
+        }
+        false
+    }
+}
+
+/// The queue of its handle that an operation belongs to: operations of one direction reach the
+/// kernel one at a time, in the order in which they were started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    In,
+    Out,
+}
+
+impl Request {
+    pub(crate) fn direction(&self) -> Direction {
+        match self {
+            Self::Receive { .. }
+            | Self::ReceivePooled { .. }
+            | Self::Readable
+            | Self::Accept { .. }
+            | Self::AcceptFirst { .. } => Direction::In,
+            Self::Send { .. }
+            | Self::SendVectored { .. }
+            | Self::Connect { .. }
+            | Self::Shutdown { .. } => Direction::Out,
+        }
+    }
+
+    pub(crate) fn repeats(&self) -> bool {
+        matches!(self, Self::ReceivePooled { repeat: true } | Self::Accept { repeat: true })
+    }
+}
+
+/// See the module's page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum State {
+    Idle,
+    Queued,
+    Submitted,
+    Waiting,
+}
+
+/// The header of an operation, at a fixed address that the caller owns: the OVERLAPPED.
+///
+/// Put it first in a `#[repr(C)]` structure of your own, and the pointer in a
+/// [`Completion`](super::Completion) is a pointer to that structure.
+#[repr(C)]
+#[derive(Debug)]
+#[doc(alias = "OVERLAPPED")]
+pub struct Operation {
+    /// Next in whichever list of its handle the operation is in.
+    pub(crate) next: *mut Self,
+    pub(crate) handle: *const Handle,
+    pub(crate) request: Request,
+    /// How long it may take once it has reached the kernel.
+    pub(crate) deadline: Option<Duration>,
+    /// The deadline as the kernel reads it, at a fixed address.
+    pub(crate) timespec: [i64; 2],
+    /// Bytes done so far.
+    pub(crate) bytes: usize,
+    /// What the kernel said of the last submission.
+    pub(crate) result: i32,
+    /// 0, or the error as a negative errno.
+    pub(crate) status: i32,
+    /// The descriptor of a connection an accept has produced, or -1.
+    pub(crate) accepted: i32,
+    /// The pooled buffer a receive has taken, or `u32::MAX`.
+    pub(crate) buffer: u32,
+    /// The ring it was submitted to last.
+    pub(crate) lane: u16,
+    /// Kernel completions still to come, the deadline's included.
+    pub(crate) outstanding: u8,
+    state: AtomicU8,
+    pub(crate) flags: Flags,
+    /// Driver's step within a request that takes several.
+    pub(crate) step: u8,
+}
+
+/// Facts about an operation in flight.
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, each named")]
+pub(crate) struct Flags {
+    /// Its user asked for it to be cancelled.
+    pub(crate) cancel: bool,
+    /// Its deadline passed.
+    pub(crate) expired: bool,
+    /// It has no packet.
+    pub(crate) silent: bool,
+    /// What is submitted now is a pause before the request is tried again.
+    pub(crate) pausing: bool,
+    /// Its deferred packet is the next of its serial handle.
+    pub(crate) promised: bool,
+}
+
+pub(crate) const NO_BUFFER: u32 = u32::MAX;
+
+impl Operation {
+    /// An idle operation.
+    #[must_use]
+    pub const fn new(request: Request) -> Self {
+        Self {
+            next: std::ptr::null_mut(),
+            handle: std::ptr::null(),
+            request,
+            deadline: None,
+            timespec: [0; 2],
+            bytes: 0,
+            result: 0,
+            status: 0,
+            accepted: -1,
+            buffer: NO_BUFFER,
+            lane: 0,
+            outstanding: 0,
+            state: AtomicU8::new(State::Idle as u8),
+            flags: Flags {
+                cancel: false,
+                expired: false,
+                silent: false,
+                pausing: false,
+                promised: false,
+            },
+            step: 0,
+        }
+    }
+
+    /// Limits how long the operation may take, counted from when it reaches the kernel (not
+    /// while it stands behind another of its direction). It then completes with `TimedOut`.
+    #[must_use]
+    pub const fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// Gives the operation no packet: nobody hears of its end. Its memory must then stay valid
+    /// until the port is closed and drained.
+    #[must_use]
+    #[doc(alias = "hEvent")]
+    pub const fn without_packet(mut self) -> Self {
+        self.flags.silent = true;
+        self
+    }
+
+    /// Whether the deadline counts in the step that comes next.
+    pub(crate) fn clock_runs(&self) -> bool {
+        !matches!(self.request, Request::AcceptFirst { .. }) || self.accepted >= 0
+    }
+
+    /// Whether the operation is in flight. Meant for operations without a packet, which have no
+    /// other way to tell that they are over; any thread may ask.
+    #[must_use]
+    #[doc(alias = "HasOverlappedIoCompleted")]
+    pub fn is_pending(&self) -> bool {
+        self.state.load(Ordering::Acquire) != State::Idle as u8
+    }
+
+    pub(crate) fn state(&self) -> State {
+        match self.state.load(Ordering::Acquire) {
+            0 => State::Idle,
+            1 => State::Queued,
+            2 => State::Submitted,
+            _ => State::Waiting,
+        }
+    }
+
+    pub(crate) fn set_state(&self, state: State) {
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    /// Prepares the header for a new flight.
+    pub(crate) fn begin(&mut self, handle: &Handle) {
+        self.handle = handle;
+        self.status = 0;
+        let silent = self.flags.silent;
+        self.flags = Flags { silent, ..Flags::default() };
+        self.next_round();
+    }
+
+    /// Forgets what the last round of a repeating operation has produced.
+    pub(crate) fn next_round(&mut self) {
+        self.bytes = 0;
+        self.accepted = -1;
+        self.buffer = NO_BUFFER;
+        self.timespec = [0; 2];
+        self.step = 0;
+    }
+}

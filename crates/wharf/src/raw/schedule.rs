@@ -1,0 +1,504 @@
+//! Which workers run: the concurrency value, the waiting workers and the hand-overs.
+//!
+//! A port has as many *lanes* as its concurrency value, and a worker must hold one to run. A lane
+//! is free (nobody holds it), running (its holder handles a packet), or idle (its holder waits in
+//! the kernel for a completion). Workers without a lane are parked on a stack.
+//!
+//! What holds at all times:
+//!
+//! - every lane has at most one holder: its word names it, and changes by compare-and-swap;
+//! - nobody is parked while a lane is free;
+//! - holders of idle lanes have begun to wait after every parked worker. So the newest waiter is
+//!   the holder of the lane that went idle last, and then the top of the stack. A worker that
+//!   comes to wait and finds no free lane takes the lane of the *oldest* idle holder, who moves to
+//!   the top of the stack: that is what makes release newest-first.
+//!
+//! This module knows nothing of rings: waiting in a lane and waking it are its caller's business.
+//! That is what lets a model checker run it.
+
+use std::time::Duration;
+
+use crate::sync::{
+    Arc, AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, lock,
+};
+
+/// Names a worker within its process. Never 0.
+pub(crate) type WorkerId = u64;
+
+/// The state of a lane and who holds it, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    Free,
+    Running(WorkerId),
+    Idle(WorkerId),
+}
+
+impl Hold {
+    fn word(self) -> u64 {
+        match self {
+            Self::Free => 0,
+            Self::Running(id) => id << 1,
+            Self::Idle(id) => id << 1 | 1,
+        }
+    }
+
+    fn from_word(word: u64) -> Self {
+        match (word >> 1, word & 1) {
+            (0, _) => Self::Free,
+            (id, 0) => Self::Running(id),
+            (id, _) => Self::Idle(id),
+        }
+    }
+}
+
+/// A thread that waits on the port, as the port knows it.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) id: WorkerId,
+    /// The system's id of the thread.
+    pub(crate) thread: i32,
+    /// The lane it was last given, plus one. Whether it still holds it is the lane's word to say.
+    lane: AtomicUsize,
+    signal: Mutex<Signal>,
+    wake: Condvar,
+}
+
+/// Why a parked worker is woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Signal {
+    None,
+    /// It is now at the top of the stack, and keeps watch.
+    Watch,
+    /// It holds a lane.
+    Lane,
+}
+
+/// How a wait for a lane ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parked {
+    Lane,
+    Watch,
+    TimedOut,
+}
+
+impl Worker {
+    pub(crate) fn new(id: WorkerId, thread: i32) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            thread,
+            lane: AtomicUsize::new(0),
+            signal: Mutex::new(Signal::None),
+            wake: Condvar::new(),
+        })
+    }
+
+    /// The lane it was last given.
+    pub(crate) fn lane(&self) -> Option<usize> {
+        self.lane.load(Ordering::Acquire).checked_sub(1)
+    }
+
+    fn notify(&self, signal: Signal) {
+        let mut current = lock(&self.signal);
+        if *current != Signal::Lane {
+            *current = signal;
+        }
+        drop(current);
+        self.wake.notify_one();
+    }
+
+    /// Sleeps until it is given a lane or the watch, or the time is over.
+    pub(crate) fn park(&self, timeout: Option<Duration>) -> Parked {
+        let mut signal = lock(&self.signal);
+        loop {
+            match std::mem::replace(&mut *signal, Signal::None) {
+                Signal::Lane => return Parked::Lane,
+                Signal::Watch => return Parked::Watch,
+                Signal::None => {}
+            }
+            match timeout {
+                None => {
+                    signal =
+                        self.wake.wait(signal).unwrap_or_else(std::sync::PoisonError::into_inner);
+                }
+                Some(timeout) => {
+                    let (guard, result) = self
+                        .wake
+                        .wait_timeout(signal, timeout)
+                        .unwrap_or_else(std::sync::PoisonError::into_inner);
+                    signal = guard;
+                    if result.timed_out() && *signal == Signal::None {
+                        return Parked::TimedOut;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What a worker that asked for a lane got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Acquired {
+    /// It holds this lane.
+    Lane(usize),
+    /// It holds this lane, whose former holder still waits in it and must be woken.
+    Displaced(usize),
+    /// It stands on top of the stack: it must park, and keeps watch.
+    Parked,
+    /// No lane can be had now, and it did not want to wait.
+    Refused,
+}
+
+#[derive(Debug)]
+struct Lane {
+    word: AtomicU64,
+    /// When it went idle last, counted in idlings of the whole port.
+    idle_since: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// Workers without a lane that wait, the newest last.
+    parked: Vec<Arc<Worker>>,
+    /// Who holds each lane.
+    holders: Vec<Option<Arc<Worker>>>,
+    /// Workers that run without a lane, having come back from a block.
+    extra: Vec<Arc<Worker>>,
+}
+
+/// See the module's page.
+#[derive(Debug)]
+pub(crate) struct Schedule {
+    lanes: Vec<Lane>,
+    inner: Mutex<Inner>,
+    idlings: AtomicU64,
+    /// How many workers run without a lane.
+    extra: AtomicUsize,
+    /// How many workers are parked.
+    parked: AtomicUsize,
+    closed: AtomicBool,
+    hand_overs: AtomicU64,
+}
+
+impl Schedule {
+    pub(crate) fn new(lanes: usize) -> Self {
+        Self {
+            lanes: (0..lanes)
+                .map(|_| Lane { word: AtomicU64::new(0), idle_since: AtomicU64::new(0) })
+                .collect(),
+            inner: Mutex::new(Inner {
+                parked: Vec::new(),
+                holders: vec![None; lanes],
+                extra: Vec::new(),
+            }),
+            idlings: AtomicU64::new(0),
+            extra: AtomicUsize::new(0),
+            parked: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            hand_overs: AtomicU64::new(0),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        lock(&self.inner)
+    }
+
+    pub(crate) fn hold(&self, lane: usize) -> Hold {
+        Hold::from_word(self.lanes[lane].word.load(Ordering::SeqCst))
+    }
+
+    /// Whether this worker holds this lane and runs.
+    pub(crate) fn runs(&self, lane: usize, worker: WorkerId) -> bool {
+        self.lanes[lane].word.load(Ordering::Acquire) == Hold::Running(worker).word()
+    }
+
+    /// The lane this worker holds, if any.
+    pub(crate) fn lane_of(&self, worker: &Worker) -> Option<usize> {
+        worker.lane().filter(|&lane| self.runs(lane, worker.id))
+    }
+
+    fn swap(&self, lane: usize, from: Hold, to: Hold) -> bool {
+        self.lanes[lane]
+            .word
+            .compare_exchange(from.word(), to.word(), Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+    }
+
+    /// Whether nobody holds this lane.
+    pub(crate) fn is_free(&self, lane: usize) -> bool {
+        self.hold(lane) == Hold::Free
+    }
+
+    /// How many lanes are running, workers that run without a lane included.
+    pub(crate) fn running(&self) -> usize {
+        let lanes = 0..self.lanes.len();
+        let running = lanes.filter(|&lane| matches!(self.hold(lane), Hold::Running(_))).count();
+        running + self.extra()
+    }
+
+    /// How many workers wait, in an idle lane or parked.
+    pub(crate) fn waiting(&self) -> usize {
+        let lanes = 0..self.lanes.len();
+        let idle = lanes.filter(|&lane| matches!(self.hold(lane), Hold::Idle(_))).count();
+        idle + self.parked()
+    }
+
+    pub(crate) fn parked(&self) -> usize {
+        self.parked.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn extra(&self) -> usize {
+        self.extra.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn hand_overs(&self) -> u64 {
+        self.hand_overs.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// The holder of a lane, as far as one can know without stopping the world.
+    pub(crate) fn holder(&self, lane: usize) -> Option<Arc<Worker>> {
+        self.lock().holders[lane].clone()
+    }
+
+    /// Whether this worker stands on top of the stack: it is the one that keeps watch.
+    pub(crate) fn on_watch(&self, worker: &Worker) -> bool {
+        self.lock().parked.last().is_some_and(|top| top.id == worker.id)
+    }
+
+    // ---- Coming to wait -------------------------------------------------------------------
+
+    /// A worker without a lane wants one. With `park` unset it does not want to wait for it.
+    pub(crate) fn acquire(&self, worker: &Arc<Worker>, park: bool) -> Acquired {
+        let mut inner = self.lock();
+        self.forget_extra(&mut inner, worker.id);
+        let count = self.lanes.len();
+        // It may have been given a lane since it looked.
+        if let Some(lane) = self.lane_of(worker) {
+            return Acquired::Lane(lane);
+        }
+        for lane in 0..count {
+            if self.swap(lane, Hold::Free, Hold::Running(worker.id)) {
+                self.seat(&mut inner, lane, worker);
+                return Acquired::Lane(lane);
+            }
+        }
+        if inner.parked.iter().any(|parked| parked.id == worker.id) {
+            // Its lane was taken while it slept in it, and it has its place on the stack.
+            return Acquired::Parked;
+        }
+        if !park {
+            return Acquired::Refused;
+        }
+        // The oldest idle holder makes room. While we look it may begin to run: look again.
+        loop {
+            let since = |lane: &usize| self.lanes[*lane].idle_since.load(Ordering::Relaxed);
+            let idle = (0..count).filter(|&lane| matches!(self.hold(lane), Hold::Idle(_)));
+            let Some(lane) = idle.min_by_key(since) else { break };
+            let Hold::Idle(former) = self.hold(lane) else { continue };
+            if self.swap(lane, Hold::Idle(former), Hold::Running(worker.id)) {
+                if let Some(former) = inner.holders[lane].take() {
+                    self.push_parked(&mut inner, former);
+                }
+                self.seat(&mut inner, lane, worker);
+                return Acquired::Displaced(lane);
+            }
+        }
+        self.push_parked(&mut inner, worker.clone());
+        Acquired::Parked
+    }
+
+    fn seat(&self, inner: &mut Inner, lane: usize, worker: &Arc<Worker>) {
+        worker.lane.store(lane + 1, Ordering::Release);
+        inner.holders[lane] = Some(worker.clone());
+    }
+
+    fn push_parked(&self, inner: &mut Inner, worker: Arc<Worker>) {
+        inner.parked.push(worker);
+        self.parked.store(inner.parked.len(), Ordering::SeqCst);
+    }
+
+    fn pop_parked(&self, inner: &mut Inner) -> Option<Arc<Worker>> {
+        let worker = inner.parked.pop();
+        self.parked.store(inner.parked.len(), Ordering::SeqCst);
+        worker
+    }
+
+    fn forget_extra(&self, inner: &mut Inner, worker: WorkerId) {
+        inner.extra.retain(|extra| extra.id != worker);
+        self.extra.store(inner.extra.len(), Ordering::SeqCst);
+    }
+
+    /// A parked worker gives up waiting. False: it has been given a lane in the meantime.
+    pub(crate) fn unpark(&self, worker: &Worker) -> bool {
+        let mut inner = self.lock();
+        let place = inner.parked.iter().position(|parked| parked.id == worker.id);
+        let Some(place) = place else { return false };
+        let was_top = place + 1 == inner.parked.len();
+        inner.parked.remove(place);
+        self.parked.store(inner.parked.len(), Ordering::SeqCst);
+        if was_top && let Some(top) = inner.parked.last() {
+            top.notify(Signal::Watch);
+        }
+        true
+    }
+
+    /// A parked worker goes on running without a lane, its wait having timed out.
+    pub(crate) fn run_extra(&self, worker: &Arc<Worker>) {
+        let mut inner = self.lock();
+        if self.lane_of(worker).is_none() && !inner.extra.iter().any(|w| w.id == worker.id) {
+            inner.extra.push(worker.clone());
+            self.extra.store(inner.extra.len(), Ordering::SeqCst);
+        }
+    }
+
+    // ---- Sleeping in a lane ---------------------------------------------------------------
+
+    /// The holder of a lane is about to wait in it. False: it holds it no more. After this the
+    /// caller must look once more for work that was posted before it went idle.
+    pub(crate) fn idle(&self, lane: usize, worker: WorkerId) -> bool {
+        let turn = self.idlings.fetch_add(1, Ordering::Relaxed);
+        self.lanes[lane].idle_since.store(turn, Ordering::Relaxed);
+        self.swap(lane, Hold::Running(worker), Hold::Idle(worker))
+    }
+
+    /// The holder of a lane has stopped waiting in it. False: the lane was taken from it, and it
+    /// stands on the stack (or has been given another lane since).
+    pub(crate) fn resume(&self, lane: usize, worker: WorkerId) -> bool {
+        self.swap(lane, Hold::Idle(worker), Hold::Running(worker)) || self.runs(lane, worker)
+    }
+
+    /// Work has come that any worker may take: picks the newest waiter, whose lane runs from now
+    /// on and must be woken. None: nobody waits in a lane, so somebody running will come by.
+    pub(crate) fn release_newest(&self) -> Option<usize> {
+        loop {
+            let since = |lane: &usize| self.lanes[*lane].idle_since.load(Ordering::Relaxed);
+            let lanes = 0..self.lanes.len();
+            let idle = lanes.filter(|&lane| matches!(self.hold(lane), Hold::Idle(_)));
+            let lane = idle.max_by_key(since)?;
+            if let Hold::Idle(worker) = self.hold(lane)
+                && self.swap(lane, Hold::Idle(worker), Hold::Running(worker))
+            {
+                return Some(lane);
+            }
+        }
+    }
+
+    // ---- Giving a lane up -----------------------------------------------------------------
+
+    /// The holder of a running lane gives it up: to the newest parked worker, or to nobody.
+    pub(crate) fn leave(&self, worker: &Worker) {
+        let mut inner = self.lock();
+        self.forget_extra(&mut inner, worker.id);
+        if let Some(lane) = self.lane_of(worker) {
+            self.vacate(&mut inner, lane, worker.id);
+        }
+    }
+
+    fn vacate(&self, inner: &mut Inner, lane: usize, holder: WorkerId) {
+        let from = Hold::Running(holder);
+        if let Some(extra) = inner.extra.pop() {
+            if self.swap(lane, from, Hold::Running(extra.id)) {
+                self.seat(inner, lane, &extra);
+            } else {
+                inner.extra.push(extra);
+            }
+            self.extra.store(inner.extra.len(), Ordering::SeqCst);
+            return;
+        }
+        let heir = if self.closed() { None } else { inner.parked.last().cloned() };
+        let Some(heir) = heir else {
+            if self.swap(lane, from, Hold::Free) {
+                inner.holders[lane] = None;
+            }
+            return;
+        };
+        if self.swap(lane, from, Hold::Running(heir.id)) {
+            self.pop_parked(inner);
+            self.seat(inner, lane, &heir);
+            self.hand_overs.fetch_add(1, Ordering::Relaxed);
+            heir.notify(Signal::Lane);
+            if let Some(top) = inner.parked.last() {
+                top.notify(Signal::Watch);
+            }
+        }
+    }
+
+    /// A worker is back from a block it had declared, or has noticed that it lost its lane in one
+    /// it had not: it runs on, in a free lane if there is one, else beyond the limit until some
+    /// worker waits.
+    pub(crate) fn come_back(&self, worker: &Arc<Worker>) {
+        let mut inner = self.lock();
+        if self.lane_of(worker).is_some() {
+            return;
+        }
+        for lane in 0..self.lanes.len() {
+            if self.swap(lane, Hold::Free, Hold::Running(worker.id)) {
+                self.seat(&mut inner, lane, worker);
+                return;
+            }
+        }
+        if !inner.extra.iter().any(|extra| extra.id == worker.id) {
+            inner.extra.push(worker.clone());
+            self.extra.store(inner.extra.len(), Ordering::SeqCst);
+        }
+    }
+
+    /// More workers run than there are lanes, and this one comes to wait: its lane passes to one
+    /// that runs without.
+    pub(crate) fn repay(&self, worker: &Worker) {
+        let mut inner = self.lock();
+        let Some(lane) = self.lane_of(worker) else { return };
+        let Some(extra) = inner.extra.pop() else { return };
+        if self.swap(lane, Hold::Running(worker.id), Hold::Running(extra.id)) {
+            self.seat(&mut inner, lane, &extra);
+        } else {
+            inner.extra.push(extra);
+        }
+        self.extra.store(inner.extra.len(), Ordering::SeqCst);
+    }
+
+    /// The watch has found that the holder of a running lane is blocked: the watching worker,
+    /// which stands on the stack, takes the lane. False: one of the two has moved on.
+    pub(crate) fn take_over(&self, lane: usize, blocked: WorkerId, watcher: &Arc<Worker>) -> bool {
+        let mut inner = self.lock();
+        let Some(place) = inner.parked.iter().position(|parked| parked.id == watcher.id) else {
+            return false;
+        };
+        if self.closed() || !self.swap(lane, Hold::Running(blocked), Hold::Running(watcher.id)) {
+            return false;
+        }
+        inner.parked.remove(place);
+        self.parked.store(inner.parked.len(), Ordering::SeqCst);
+        self.seat(&mut inner, lane, watcher);
+        self.hand_overs.fetch_add(1, Ordering::Relaxed);
+        if let Some(top) = inner.parked.last() {
+            top.notify(Signal::Watch);
+        }
+        true
+    }
+
+    /// Wakes the worker on top of the stack to keep watch.
+    pub(crate) fn call_watch(&self) {
+        if let Some(top) = self.lock().parked.last() {
+            top.notify(Signal::Watch);
+        }
+    }
+
+    // ---- Closing --------------------------------------------------------------------------
+
+    /// Closes: parked workers are let go, and no lane changes hands any more. Returns the lanes
+    /// that must be woken.
+    pub(crate) fn close(&self) -> Vec<usize> {
+        let mut inner = self.lock();
+        self.closed.store(true, Ordering::SeqCst);
+        for worker in inner.parked.drain(..) {
+            worker.notify(Signal::Watch);
+        }
+        self.parked.store(0, Ordering::SeqCst);
+        let lanes = 0..self.lanes.len();
+        lanes.filter(|&lane| matches!(self.hold(lane), Hold::Idle(_))).collect()
+    }
+}

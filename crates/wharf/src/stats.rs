@@ -1,0 +1,32 @@
+//! What a port counts.
+
+/// A snapshot of a port's counters. Cheap: a few loads per lane, and no lock that a worker needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// The concurrency value: how many workers may run at once.
+    pub concurrency: usize,
+    /// Packets handed out so far.
+    pub packets: u64,
+    /// Packets posted by the program so far.
+    pub posted: u64,
+    /// Packets that a worker took from another worker's lane.
+    pub stolen: u64,
+    /// Times a lane passed from a worker that blocked or left to one that waited.
+    pub hand_overs: u64,
+    /// Undeclared blocks that were noticed.
+    pub blocks_noticed: u64,
+    /// Workers running now. More than `concurrency` only while workers are back from a block and
+    /// no worker has waited since.
+    pub running: usize,
+    /// Workers waiting now.
+    pub waiting: usize,
+    /// Packets ready to be taken now.
+    pub queued: usize,
+    /// Operations started whose last packet has not been taken.
+    pub in_flight: u64,
+    /// Entries into the kernel so far.
+    pub kernel_entries: u64,
+    /// Times a receive had to wait because every pooled buffer was in use.
+    pub buffers_exhausted: u64,
+}

@@ -1,0 +1,560 @@
+//! The io_uring driver: one ring per lane, and what each request means in it.
+//!
+//! Every request is one single-shot kernel operation at a time. The kernel's multishot receives
+//! and accepts are not used: several completions of one operation could then be taken by several
+//! threads at once, in any order, its last one included.
+
+pub(crate) mod pool;
+pub(crate) mod ring;
+
+use std::{
+    io,
+    net::Shutdown,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use linux_raw_sys::io_uring as abi;
+
+use self::{
+    pool::Pool,
+    ring::{Cqe, Ring, RingSize, Sqe},
+};
+use crate::raw::{
+    operation::{NO_BUFFER, Operation, Request},
+    port::Setup,
+};
+
+/// What this kernel's io_uring can do, found out by asking it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Features {
+    /// IORING_SETUP_COOP_TASKRUN (Linux 5.19).
+    pub(crate) cooperative: bool,
+    /// Provided-buffer rings (Linux 5.19).
+    pub(crate) provided_buffers: bool,
+    /// Waiting does not count as I/O wait (Linux 6.15).
+    pub(crate) no_iowait: bool,
+}
+
+/// Opcodes without which the driver cannot work, all known since Linux 5.11.
+const REQUIRED: [(abi::io_uring_op, &str); 11] = [
+    (abi::io_uring_op::IORING_OP_NOP, "NOP"),
+    (abi::io_uring_op::IORING_OP_POLL_ADD, "POLL_ADD"),
+    (abi::io_uring_op::IORING_OP_SENDMSG, "SENDMSG"),
+    (abi::io_uring_op::IORING_OP_TIMEOUT, "TIMEOUT"),
+    (abi::io_uring_op::IORING_OP_ACCEPT, "ACCEPT"),
+    (abi::io_uring_op::IORING_OP_ASYNC_CANCEL, "ASYNC_CANCEL"),
+    (abi::io_uring_op::IORING_OP_LINK_TIMEOUT, "LINK_TIMEOUT"),
+    (abi::io_uring_op::IORING_OP_CONNECT, "CONNECT"),
+    (abi::io_uring_op::IORING_OP_SEND, "SEND"),
+    (abi::io_uring_op::IORING_OP_RECV, "RECV"),
+    (abi::io_uring_op::IORING_OP_SHUTDOWN, "SHUTDOWN"),
+];
+
+#[repr(C)]
+struct Probe {
+    header: [u8; 16],
+    ops: [[u8; 8]; 64],
+}
+
+impl Features {
+    /// Asks the kernel once per process.
+    pub(crate) fn probe() -> io::Result<Self> {
+        static FOUND: OnceLock<Features> = OnceLock::new();
+        if let Some(found) = FOUND.get() {
+            return Ok(*found);
+        }
+        let found = Self::ask()?;
+        Ok(*FOUND.get_or_init(|| found))
+    }
+
+    fn ask() -> io::Result<Self> {
+        let size = RingSize { submissions: 2, completions: 4 };
+        let ring = Ring::new(size, false)?;
+        let mut probe = Probe { header: [0; 16], ops: [[0; 8]; 64] };
+        // SAFETY: the structure has the layout of io_uring_probe with room for 64 operations.
+        unsafe {
+            ring.register(
+                abi::io_uring_register_op::IORING_REGISTER_PROBE as u32,
+                (&raw mut probe).cast(),
+                64,
+            )?;
+        }
+        for (opcode, name) in REQUIRED {
+            let flags = probe.ops[opcode as usize][2];
+            if u32::from(flags) & abi::IO_URING_OP_SUPPORTED == 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    format!("this kernel's io_uring has no {name}"),
+                ));
+            }
+        }
+        Ok(Self {
+            cooperative: Ring::supports(abi::IORING_SETUP_COOP_TASKRUN),
+            provided_buffers: Pool::new(&ring, 1, 4096, true).is_ok(),
+            no_iowait: ring.features() & abi::IORING_FEAT_NO_IOWAIT != 0,
+        })
+    }
+}
+
+/// One running slot of a port: a ring and the buffers its receives take.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    ring: Ring,
+    pool: Arc<Pool>,
+    features: Features,
+}
+
+/// A kernel completion, as a worker takes it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Event {
+    pub(crate) operation: *mut Operation,
+    deadline: bool,
+    result: i32,
+    flags: u32,
+}
+
+/// What has to be done with an operation after one of its events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// More events of the same submission are to come.
+    Pending,
+    /// The operation is over; its outcome stands in its header.
+    Finish,
+    /// Submit it again: the rest of it, or all of it.
+    Again,
+    /// Submit it again once a pooled buffer is free.
+    Starve,
+    /// Its deadline came loose from it: cancel the submission, and submit both again.
+    Unlinked,
+}
+
+/// How long an accept pauses when there are no descriptors or no memory for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// How long a request pauses that the kernel says would block.
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
+
+const DEADLINE_TAG: u64 = 1;
+/// The most one request may carry: Linux moves no more than this at once.
+const MAX_BYTES: usize = 0x7fff_f000;
+
+fn address_of(operation: *mut Operation) -> u64 {
+    operation as u64
+}
+
+fn clamp(bytes: usize) -> u32 {
+    u32::try_from(bytes.min(MAX_BYTES)).unwrap_or(0)
+}
+
+impl Lane {
+    /// Makes a lane: its ring and its pool. Where locked memory is short, a smaller ring.
+    pub(crate) fn new(setup: &Setup) -> io::Result<Self> {
+        let mut features = Features::probe()?;
+        features.provided_buffers &= !setup.without_provided_buffers;
+        features.cooperative &= !setup.without_cooperative;
+        let mut size = RingSize {
+            submissions: setup.submissions,
+            completions: setup.submissions.saturating_mul(8),
+        };
+        let ring = loop {
+            match Ring::new(size, features.cooperative) {
+                Ok(ring) => break ring,
+                Err(error) if is_memory(&error) && size.submissions > 8 => {
+                    size.submissions /= 2;
+                    size.completions /= 2;
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        if size.submissions < setup.submissions {
+            log::warn!(
+                "locked memory is short: a ring of {} entries instead of {} (raise RLIMIT_MEMLOCK)",
+                size.submissions,
+                setup.submissions
+            );
+        }
+        let pool = Pool::new(&ring, setup.pool_count, setup.pool_size, features.provided_buffers)
+            .or_else(|_| {
+            features.provided_buffers = false;
+            Pool::new(&ring, setup.pool_count, setup.pool_size, false)
+        })?;
+        Ok(Self { ring, pool: Arc::new(pool), features })
+    }
+
+    pub(crate) fn features(&self) -> Features {
+        self.features
+    }
+
+    pub(crate) fn ring_size(&self) -> RingSize {
+        self.ring.size()
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    pub(crate) fn unsubmitted(&self) -> u32 {
+        self.ring.unsubmitted()
+    }
+
+    /// Completions to take, those that wait in the kernel for room included (as one).
+    pub(crate) fn ready(&self) -> u32 {
+        self.ring.ready().max(u32::from(self.ring.overflowed()))
+    }
+
+    /// Takes the oldest completion of an operation. Only the lane's holder takes wake-ups out of
+    /// the way: a thief leaves them for the sleeper they are meant for.
+    pub(crate) fn pop(&self, holder: bool) -> Option<Event> {
+        loop {
+            let wanted = |cqe: &Cqe| holder || cqe.user_data != 0;
+            let Cqe { user_data, result, flags } = self.ring.pop(wanted)?;
+            let operation = (user_data & !DEADLINE_TAG) as *mut Operation;
+            // Wake-ups and cancellations carry no operation: nothing waits for their outcome.
+            if !operation.is_null() {
+                let deadline = user_data & DEADLINE_TAG != 0;
+                return Some(Event { operation, deadline, result, flags });
+            }
+        }
+    }
+
+    /// Enters the kernel without waiting: submits what is queued.
+    pub(crate) fn submit(&self) -> io::Result<()> {
+        self.ring.enter(0, None)
+    }
+
+    /// Enters the kernel: submits what is queued and waits for a completion.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.ring.enter(1, timeout)
+    }
+
+    /// Wakes whoever waits in this lane, from any thread: a completion that means nothing, made
+    /// by the waker itself, so that it needs no help from the thread that sleeps.
+    pub(crate) fn wake(&self) -> io::Result<()> {
+        let nop = Sqe { opcode: abi::io_uring_op::IORING_OP_NOP as u8, fd: -1, ..Sqe::default() };
+        // SAFETY: a NOP points to nothing.
+        unsafe { self.ring.push(&[nop])? };
+        self.ring.enter(0, None)
+    }
+
+    /// Queues the next step of an operation.
+    ///
+    /// # Safety
+    ///
+    /// `operation` is in flight, its handle's lock is held, and its pointers are good.
+    pub(crate) unsafe fn push(&self, operation: *mut Operation) -> io::Result<()> {
+        // SAFETY: the caller's promise: nobody else touches the header under the handle's lock.
+        let op = unsafe { &mut *operation };
+        let mut entry = self.prepare(op);
+        entry.user_data = address_of(operation);
+        let timed = op.deadline.is_some() && !op.flags.pausing && op.clock_runs();
+        op.outstanding = 1 + u8::from(timed);
+        if !timed {
+            // SAFETY: the caller's promise.
+            return unsafe { self.ring.push(&[entry]) };
+        }
+        if op.timespec == [0; 2] {
+            op.timespec = monotonic_after(op.deadline.unwrap_or_default());
+        }
+        entry.flags |= 1 << abi::io_uring_sqe_flags_bit::IOSQE_IO_LINK_BIT as u8;
+        let limit = Sqe {
+            opcode: abi::io_uring_op::IORING_OP_LINK_TIMEOUT as u8,
+            fd: -1,
+            addr: op.timespec.as_ptr() as u64,
+            len: 1,
+            op_flags: abi::IORING_TIMEOUT_ABS,
+            user_data: address_of(operation) | DEADLINE_TAG,
+            ..Sqe::default()
+        };
+        // SAFETY: the caller's promise; the deadline lies in the header.
+        unsafe { self.ring.push(&[entry, limit]) }
+    }
+
+    /// Queues a request to cancel what `push` submitted last for an operation of this lane. It
+    /// needs no memory of the operation's, and may come too late.
+    pub(crate) fn push_cancel(&self, operation: *mut Operation) -> io::Result<()> {
+        let entry = Sqe {
+            opcode: abi::io_uring_op::IORING_OP_ASYNC_CANCEL as u8,
+            fd: -1,
+            addr: address_of(operation),
+            ..Sqe::default()
+        };
+        // SAFETY: the address is compared by the kernel, never followed.
+        unsafe { self.ring.push(&[entry]) }
+    }
+
+    fn prepare(&self, op: &mut Operation) -> Sqe {
+        // SAFETY: an operation in flight has a handle, which outlives it (the contract of start).
+        let fd = unsafe { (*op.handle).fd() };
+        let entry = Sqe { fd, ..Sqe::default() };
+        if op.flags.pausing {
+            return Sqe {
+                opcode: abi::io_uring_op::IORING_OP_TIMEOUT as u8,
+                fd: -1,
+                addr: op.timespec.as_ptr() as u64,
+                len: 1,
+                ..entry
+            };
+        }
+        match op.request {
+            Request::Receive { length: 0, .. } | Request::Readable => poll_in(entry),
+            Request::Receive { buffer, length, exact } => {
+                // SAFETY: `bytes` never exceeds `length`.
+                let rest = unsafe { buffer.add(op.bytes) };
+                let flags = if exact { libc::MSG_WAITALL } else { 0 };
+                receive(entry, rest, length - op.bytes, flags)
+            }
+            Request::ReceivePooled { .. } if self.features.provided_buffers => Sqe {
+                flags: 1 << abi::io_uring_sqe_flags_bit::IOSQE_BUFFER_SELECT_BIT as u8,
+                buf_index: Pool::GROUP,
+                ..receive(entry, std::ptr::null_mut(), self.pool.size(), 0)
+            },
+            Request::ReceivePooled { .. } => match u16::try_from(op.buffer) {
+                Ok(id) => {
+                    let buffer = self.pool.address(id);
+                    receive(entry, buffer, self.pool.size(), libc::MSG_DONTWAIT)
+                }
+                Err(_) => poll_in(entry),
+            },
+            Request::Send { buffer, length } => Sqe {
+                opcode: abi::io_uring_op::IORING_OP_SEND as u8,
+                // SAFETY: `bytes` never exceeds `length`.
+                addr: unsafe { buffer.add(op.bytes) } as u64,
+                len: clamp(length - op.bytes),
+                op_flags: SEND_FLAGS,
+                ..entry
+            },
+            Request::SendVectored { gather } => Sqe {
+                opcode: abi::io_uring_op::IORING_OP_SENDMSG as u8,
+                // SAFETY: the gather lives as long as the operation (the contract of start).
+                addr: unsafe { &raw const (*gather).header } as u64,
+                len: 1,
+                op_flags: SEND_FLAGS,
+                ..entry
+            },
+            Request::AcceptFirst { buffer, length } if op.accepted >= 0 => {
+                receive(Sqe { fd: op.accepted, ..entry }, buffer, length, 0)
+            }
+            Request::Accept { .. } | Request::AcceptFirst { .. } => Sqe {
+                opcode: abi::io_uring_op::IORING_OP_ACCEPT as u8,
+                op_flags: libc::SOCK_CLOEXEC.cast_unsigned(),
+                ..entry
+            },
+            Request::Connect { address, length } => Sqe {
+                opcode: abi::io_uring_op::IORING_OP_CONNECT as u8,
+                addr: address as u64,
+                off: u64::from(length),
+                ..entry
+            },
+            Request::Shutdown { how } => Sqe {
+                opcode: abi::io_uring_op::IORING_OP_SHUTDOWN as u8,
+                len: match how {
+                    Shutdown::Read => 0,
+                    Shutdown::Write => 1,
+                    Shutdown::Both => 2,
+                },
+                ..entry
+            },
+        }
+    }
+
+    /// Works out what an event means for its operation.
+    ///
+    /// # Safety
+    ///
+    /// The event came from this lane and has not been digested before, and the lock of its
+    /// operation's handle is held.
+    pub(crate) unsafe fn digest(&self, event: Event) -> Step {
+        // SAFETY: an operation with an event to come is in flight, so its header is alive, and
+        // nobody else touches it under the lock.
+        let op = unsafe { &mut *event.operation };
+        op.outstanding -= 1;
+        if event.deadline {
+            op.flags.expired |= event.result == -libc::ETIME;
+            if event.result == -libc::EINVAL && op.outstanding > 0 {
+                return Step::Unlinked;
+            }
+        } else {
+            op.result = event.result;
+            if event.flags & abi::IORING_CQE_F_BUFFER != 0 {
+                op.buffer = event.flags >> abi::IORING_CQE_BUFFER_SHIFT;
+                self.pool.taken();
+            }
+        }
+        if op.outstanding > 0 {
+            return Step::Pending;
+        }
+        // SAFETY: as above.
+        let step = unsafe { self.evaluate(op) };
+        let filling = step == Step::Again && op.step == 1;
+        if op.buffer != NO_BUFFER && op.bytes == 0 && !filling {
+            // It holds nothing.
+            self.pool.give_back(op.buffer as u16);
+            op.buffer = NO_BUFFER;
+        }
+        step
+    }
+
+    /// What a submission's result means.
+    ///
+    /// # Safety
+    ///
+    /// The operation is in flight, all events of its submission have come, and its pointers are
+    /// good.
+    unsafe fn evaluate(&self, op: &mut Operation) -> Step {
+        if op.flags.pausing {
+            op.flags.pausing = false;
+            op.timespec = [0; 2];
+            return if op.flags.cancel { fail(op, libc::ECANCELED) } else { Step::Again };
+        }
+        let Ok(done) = usize::try_from(op.result) else {
+            return self.evaluate_error(op, -op.result);
+        };
+        match op.request {
+            Request::Receive { length, exact, .. } => {
+                op.bytes += if length == 0 { 0 } else { done };
+                if exact && done > 0 && op.bytes < length { go_on(op) } else { Step::Finish }
+            }
+            Request::ReceivePooled { .. } => {
+                if !self.features.provided_buffers && op.step == 0 {
+                    // Readable now: the next step fills a buffer.
+                    let Some(id) = self.pool.take() else { return Step::Starve };
+                    op.buffer = u32::from(id);
+                    op.step = 1;
+                    return Step::Again;
+                }
+                op.step = 0;
+                op.bytes = done;
+                Step::Finish
+            }
+            Request::Send { length, .. } => {
+                op.bytes += done;
+                if op.bytes < length { go_on(op) } else { Step::Finish }
+            }
+            Request::SendVectored { gather } => {
+                op.bytes += done;
+                // SAFETY: the gather and its slices live as long as the operation.
+                if unsafe { (*gather).advance(done) } { go_on(op) } else { Step::Finish }
+            }
+            Request::AcceptFirst { .. } if op.accepted < 0 => {
+                op.accepted = op.result;
+                op.timespec = [0; 2];
+                go_on(op)
+            }
+            Request::AcceptFirst { .. } => {
+                op.bytes = done;
+                Step::Finish
+            }
+            Request::Accept { .. } => {
+                op.accepted = op.result;
+                Step::Finish
+            }
+            Request::Readable | Request::Connect { .. } | Request::Shutdown { .. } => Step::Finish,
+        }
+    }
+
+    fn evaluate_error(&self, op: &mut Operation, errno: i32) -> Step {
+        let accepting = op.accepted < 0
+            && matches!(op.request, Request::Accept { .. } | Request::AcceptFirst { .. });
+        match (errno, op.request) {
+            (libc::ECANCELED, _) if op.flags.expired => fail(op, libc::ETIMEDOUT),
+            (libc::ECANCELED, _) if op.flags.cancel => fail(op, libc::ECANCELED),
+            // The thread that had submitted it is gone, and took the request with it.
+            (libc::ECANCELED | libc::EINTR, _) => {
+                op.step = u8::from(matches!(op.request, Request::Connect { .. }));
+                Step::Again
+            }
+            (libc::ENOBUFS, Request::ReceivePooled { .. }) => Step::Starve,
+            (libc::EAGAIN, Request::ReceivePooled { .. }) if !self.features.provided_buffers => {
+                op.step = 0;
+                Step::Again
+            }
+            // A connect that was submitted anew meets what the first one has begun.
+            (libc::EISCONN, Request::Connect { .. }) if op.step == 1 => Step::Finish,
+            (libc::EALREADY, Request::Connect { .. }) if op.step == 1 => pause(op, BUSY_PAUSE),
+            (libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM, _) if accepting => {
+                log::warn!(
+                    "accept: {}; trying again in {ACCEPT_PAUSE:?}",
+                    io::Error::from_raw_os_error(errno)
+                );
+                pause(op, ACCEPT_PAUSE)
+            }
+            // accept(2) passes on what went wrong with a connection that nobody has seen yet.
+            (
+                libc::ECONNABORTED
+                | libc::ENETDOWN
+                | libc::EPROTO
+                | libc::ENOPROTOOPT
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::EHOSTUNREACH
+                | libc::ENETUNREACH,
+                _,
+            ) if accepting => go_on(op),
+            (libc::EAGAIN, _) => pause(op, BUSY_PAUSE),
+            _ => fail(op, errno),
+        }
+    }
+}
+
+const SEND_FLAGS: u32 = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL).cast_unsigned();
+
+fn receive(entry: Sqe, buffer: *mut u8, length: usize, flags: i32) -> Sqe {
+    Sqe {
+        opcode: abi::io_uring_op::IORING_OP_RECV as u8,
+        addr: buffer as u64,
+        len: clamp(length),
+        op_flags: flags.cast_unsigned(),
+        ..entry
+    }
+}
+
+fn poll_in(entry: Sqe) -> Sqe {
+    let events = (libc::POLLIN | libc::POLLRDHUP).cast_unsigned();
+    let events = u32::from(events);
+    Sqe {
+        opcode: abi::io_uring_op::IORING_OP_POLL_ADD as u8,
+        // The kernel wants the two halves of the word swapped on big-endian machines.
+        op_flags: if cfg!(target_endian = "big") { events.rotate_left(16) } else { events },
+        ..entry
+    }
+}
+
+fn fail(op: &mut Operation, errno: i32) -> Step {
+    op.status = -errno;
+    Step::Finish
+}
+
+/// Submits the rest, unless somebody wants the operation to end here.
+fn go_on(op: &mut Operation) -> Step {
+    if op.flags.cancel {
+        fail(op, libc::ECANCELED)
+    } else if op.flags.expired {
+        fail(op, libc::ETIMEDOUT)
+    } else {
+        Step::Again
+    }
+}
+
+fn pause(op: &mut Operation, pause: Duration) -> Step {
+    if op.flags.cancel {
+        return fail(op, libc::ECANCELED);
+    }
+    op.flags.pausing = true;
+    op.timespec = [0, i64::from(pause.subsec_nanos())];
+    Step::Again
+}
+
+/// The time `delay` from now on the clock that the kernel's timers use.
+fn monotonic_after(delay: Duration) -> [i64; 2] {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure lives across the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let nanos = now.tv_nsec + i64::from(delay.subsec_nanos());
+    let seconds = i64::try_from(delay.as_secs()).unwrap_or(i64::MAX / 4).min(i64::MAX / 4);
+    [now.tv_sec + seconds + nanos / 1_000_000_000, nanos % 1_000_000_000]
+}
+
+/// Whether a ring was refused for want of memory that may be locked.
+pub(crate) fn is_memory(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOMEM))
+}

@@ -1,0 +1,203 @@
+//! The buffers of one lane's pool, which receives take when data is there.
+//!
+//! Where the kernel knows provided-buffer rings it takes a buffer by itself; elsewhere the driver
+//! waits for readiness first and takes one then. Either way an idle connection holds none.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::atomic::{AtomicU16, AtomicUsize, Ordering},
+    sync::{Mutex, OnceLock, PoisonError},
+};
+
+use linux_raw_sys::io_uring as abi;
+
+use super::ring::{Mapping, Ring};
+use crate::raw::Operation;
+
+/// Hands an operation that has waited for a buffer back to its port.
+pub(crate) type Resume = Box<dyn Fn(*mut Operation) + Send + Sync>;
+
+/// See the module's page.
+pub(crate) struct Pool {
+    region: Mapping,
+    size: usize,
+    count: u16,
+    /// Buffers in users' hands.
+    outstanding: AtomicUsize,
+    /// Times an operation had to wait because no buffer was left.
+    exhausted: AtomicUsize,
+    state: Mutex<State>,
+    resume: OnceLock<Resume>,
+}
+
+struct State {
+    /// The kernel's view of the free buffers, where it has one.
+    ring: Option<Mapping>,
+    tail: u16,
+    /// Our own, where it has none.
+    free: Vec<u16>,
+    starving: VecDeque<*mut Operation>,
+}
+
+// SAFETY: the operations in `starving` are only stored here, never dereferenced.
+unsafe impl Send for State {}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("size", &self.size).field("count", &self.count).finish()
+    }
+}
+
+#[repr(C)]
+struct Entry {
+    address: u64,
+    length: u32,
+    id: u16,
+    /// In entry 0 this is the ring's tail.
+    tail: u16,
+}
+
+const _: () = assert!(size_of::<Entry>() == size_of::<abi::io_uring_buf>());
+
+impl Pool {
+    /// The group under which a lane's pool is known to its ring.
+    pub(crate) const GROUP: u16 = 0;
+
+    /// `count` is a power of two. `provided` says whether to hand the buffers to the kernel.
+    pub(crate) fn new(ring: &Ring, count: u16, size: usize, provided: bool) -> io::Result<Self> {
+        debug_assert!(count.is_power_of_two());
+        let region = Mapping::new(usize::from(count) * size, None)?;
+        let pool = Self {
+            region,
+            size,
+            count,
+            outstanding: AtomicUsize::new(0),
+            exhausted: AtomicUsize::new(0),
+            state: Mutex::new(State {
+                ring: None,
+                tail: 0,
+                free: (0..count).rev().collect(),
+                starving: VecDeque::new(),
+            }),
+            resume: OnceLock::new(),
+        };
+        if provided {
+            let entries = Mapping::new(usize::from(count) * size_of::<Entry>(), None)?;
+            // SAFETY: plain integers, for which zero is a value.
+            let mut register: abi::io_uring_buf_reg = unsafe { std::mem::zeroed() };
+            register.ring_addr = entries.address() as u64;
+            register.ring_entries = u32::from(count);
+            register.bgid = Self::GROUP;
+            // SAFETY: the structure is what this opcode asks for. The entries it names are kept
+            // by the pool, and the kernel pins their pages for as long as it uses them.
+            unsafe {
+                ring.register(
+                    abi::io_uring_register_op::IORING_REGISTER_PBUF_RING as u32,
+                    (&raw const register).cast(),
+                    1,
+                )?;
+            }
+            let mut state = pool.lock();
+            state.ring = Some(entries);
+            for id in std::mem::take(&mut state.free) {
+                pool.put(&mut state, id);
+            }
+        }
+        Ok(pool)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How an operation that waits for a buffer gets back to its port.
+    pub(crate) fn set_resume(&self, resume: Resume) {
+        let _ = self.resume.set(resume);
+    }
+
+    /// Bytes in one buffer.
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
+    pub(crate) fn exhausted(&self) -> usize {
+        self.exhausted.load(Ordering::Relaxed)
+    }
+
+    /// Where a buffer lies.
+    pub(crate) fn address(&self, id: u16) -> *mut u8 {
+        debug_assert!(id < self.count);
+        // SAFETY: the region holds `count` buffers of `size` bytes.
+        unsafe { self.region.address().add(usize::from(id) * self.size) }
+    }
+
+    /// Notes that the kernel has filled a buffer, which now belongs to a user.
+    pub(crate) fn taken(&self) {
+        self.outstanding.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes a free buffer, where they are ours to take.
+    pub(crate) fn take(&self) -> Option<u16> {
+        let id = self.lock().free.pop()?;
+        self.taken();
+        Some(id)
+    }
+
+    fn put(&self, state: &mut State, id: u16) {
+        let Some(ring) = &state.ring else {
+            state.free.push(id);
+            return;
+        };
+        let entries = ring.address().cast::<Entry>();
+        // SAFETY: the slot is masked by the power-of-two count, and free: no more than `count`
+        // buffers exist, so the kernel has consumed whatever stood there. Fields are written one
+        // by one because the last one of slot 0 is the shared tail.
+        unsafe {
+            let entry = entries.add(usize::from(state.tail & (self.count - 1)));
+            (&raw mut (*entry).address).write(self.address(id) as u64);
+            (&raw mut (*entry).length).write(u32::try_from(self.size).unwrap_or(u32::MAX));
+            (&raw mut (*entry).id).write(id);
+            state.tail = state.tail.wrapping_add(1);
+            (*(&raw const (*entries).tail).cast::<AtomicU16>())
+                .store(state.tail, Ordering::Release);
+        }
+    }
+
+    /// Gives a buffer back, and lets as many waiting operations go on as there may be buffers.
+    pub(crate) fn give_back(&self, id: u16) {
+        let mut state = self.lock();
+        self.put(&mut state, id);
+        let left = self.outstanding.fetch_sub(1, Ordering::Relaxed) - 1;
+        if state.starving.is_empty() {
+            return;
+        }
+        let free = usize::from(self.count).saturating_sub(left).min(state.starving.len());
+        let woken: Vec<_> = state.starving.drain(..free).collect();
+        drop(state);
+        if let Some(resume) = self.resume.get() {
+            woken.into_iter().for_each(resume);
+        }
+    }
+
+    /// Lets an operation wait for a buffer. False: one is free by now, try again at once.
+    pub(crate) fn starve(&self, operation: *mut Operation) -> bool {
+        let mut state = self.lock();
+        // Wait only if every buffer is in users' hands: then one will come back, and wake us.
+        // Otherwise one came back since the kernel looked, or lies in a completion that has not
+        // been taken yet.
+        if self.outstanding.load(Ordering::Relaxed) < usize::from(self.count) {
+            return false;
+        }
+        self.exhausted.fetch_add(1, Ordering::Relaxed);
+        state.starving.push_back(operation);
+        true
+    }
+
+    /// Takes an operation out of the line. False: it was not there.
+    pub(crate) fn unstarve(&self, operation: *mut Operation) -> bool {
+        let mut state = self.lock();
+        let place = state.starving.iter().position(|&waiting| waiting == operation);
+        place.is_some_and(|place| state.starving.remove(place).is_some())
+    }
+}

@@ -1,0 +1,472 @@
+//! One io_uring instance: its mappings, its queues, its one system call.
+//!
+//! Unlike the usual wrappers, both queues may be used by any thread. The submission queue has a
+//! lock; the completion queue has none: taking an entry is a compare-and-swap on its head, so an
+//! idle worker can take completions from the ring of a worker that is stuck.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    ptr::NonNull,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use linux_raw_sys::io_uring as abi;
+
+/// A submission queue entry, in the layout of `struct io_uring_sqe`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sqe {
+    pub(crate) opcode: u8,
+    pub(crate) flags: u8,
+    pub(crate) ioprio: u16,
+    pub(crate) fd: i32,
+    /// The offset, or a second address.
+    pub(crate) off: u64,
+    pub(crate) addr: u64,
+    pub(crate) len: u32,
+    /// Flags of the operation itself (`msg_flags`, `accept_flags`, `timeout_flags`, …).
+    pub(crate) op_flags: u32,
+    pub(crate) user_data: u64,
+    /// Index of a registered buffer, or the group to take a buffer from.
+    pub(crate) buf_index: u16,
+    pub(crate) personality: u16,
+    pub(crate) splice_fd_in: i32,
+    pub(crate) pad: [u64; 2],
+}
+
+const _: () = assert!(size_of::<Sqe>() == size_of::<abi::io_uring_sqe>());
+const _: () = assert!(size_of::<Sqe>() == 64);
+
+/// A completion queue entry.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cqe {
+    pub(crate) user_data: u64,
+    pub(crate) result: i32,
+    pub(crate) flags: u32,
+}
+
+/// A mapping of kernel memory, unmapped on drop.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    address: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: a mapping is an address range; who may touch its contents is the business of those who
+// hold pointers into it.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; `Mapping` itself has no interior state.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `length` bytes of `fd` at `offset`, or of fresh zeroed memory without one. A child
+    /// made by fork does not inherit the mapping: a ring shared with a child would complete the
+    /// child's operations in the parent.
+    pub(crate) fn new(length: usize, fd: Option<(i32, i64)>) -> io::Result<Self> {
+        let (flags, (fd, offset)) = match fd {
+            Some(place) => (libc::MAP_SHARED | libc::MAP_POPULATE, place),
+            None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, (-1, 0)),
+        };
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing.
+        let address =
+            unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, fd, offset) };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let address = NonNull::new(address.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { address, length })
+    }
+
+    pub(crate) fn address(&self) -> *mut u8 {
+        self.address.as_ptr()
+    }
+
+    fn atomic(&self, offset: u32) -> *const AtomicU32 {
+        debug_assert!(offset as usize + 4 <= self.length && offset % 4 == 0);
+        // SAFETY: the offset comes from the kernel and lies inside the mapping.
+        unsafe { self.address.as_ptr().add(offset as usize).cast::<AtomicU32>() }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: this range was mapped by `new` and is unmapped once, here.
+        unsafe { libc::munmap(self.address.as_ptr().cast(), self.length) };
+    }
+}
+
+/// How large a ring to ask for, in entries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RingSize {
+    pub(crate) submissions: u32,
+    pub(crate) completions: u32,
+}
+
+/// An io_uring instance. See the module's page for who may call what.
+#[derive(Debug)]
+pub(crate) struct Ring {
+    fd: OwnedFd,
+    features: u32,
+    no_iowait: bool,
+    size: RingSize,
+    /// Guards the submission queue's tail and the entries behind it.
+    submit: Mutex<()>,
+    sq_head: *const AtomicU32,
+    sq_tail: *const AtomicU32,
+    sq_flags: *const AtomicU32,
+    sq_mask: u32,
+    cq_head: *const AtomicU32,
+    cq_tail: *const AtomicU32,
+    cq_mask: u32,
+    cqes: *const [AtomicU64; 2],
+    sqes: Mapping,
+    /// Keeps what the pointers above point into.
+    _rings: Mapping,
+}
+
+// SAFETY: the pointers lead into `_rings` and `sqes`, which live as long as `self`. Everything
+// reached through them is either an atomic or (the entries of the submission queue) written only
+// under `submit`.
+unsafe impl Send for Ring {}
+// SAFETY: as for Send.
+unsafe impl Sync for Ring {}
+
+fn setup(size: RingSize, flags: u32) -> io::Result<(OwnedFd, abi::io_uring_params)> {
+    // SAFETY: io_uring_params is plain integers, for which zero is a value.
+    let mut params: abi::io_uring_params = unsafe { std::mem::zeroed() };
+    params.flags = flags | abi::IORING_SETUP_CQSIZE | abi::IORING_SETUP_CLAMP;
+    params.cq_entries = size.completions;
+    // SAFETY: io_uring_setup reads and writes the params, which live across the call.
+    let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, size.submissions, &raw mut params) };
+    let fd = i32::try_from(fd).unwrap_or(-1);
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    Ok((unsafe { OwnedFd::from_raw_fd(fd) }, params))
+}
+
+impl Ring {
+    /// Makes a ring. Kernels that do not know an optional flag get the ring without it.
+    pub(crate) fn new(size: RingSize, cooperative: bool) -> io::Result<Self> {
+        let cooperative = if cooperative { abi::IORING_SETUP_COOP_TASKRUN } else { 0 };
+        let submit_all = abi::IORING_SETUP_SUBMIT_ALL;
+        let attempts = [cooperative | submit_all, submit_all, 0];
+        let mut refused = io::Error::from_raw_os_error(libc::EINVAL);
+        for flags in attempts {
+            match setup(size, flags) {
+                Ok((fd, params)) => return Self::map(fd, &params),
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refused)
+    }
+
+    /// Whether the kernel knows a set-up flag.
+    pub(crate) fn supports(flag: u32) -> bool {
+        setup(RingSize { submissions: 2, completions: 4 }, flag).is_ok()
+    }
+
+    fn map(fd: OwnedFd, params: &abi::io_uring_params) -> io::Result<Self> {
+        let needed = abi::IORING_FEAT_SINGLE_MMAP
+            | abi::IORING_FEAT_NODROP
+            | abi::IORING_FEAT_SUBMIT_STABLE
+            | abi::IORING_FEAT_FAST_POLL
+            | abi::IORING_FEAT_EXT_ARG;
+        if params.features & needed != needed {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this kernel's io_uring is older than Linux 5.11",
+            ));
+        }
+        let sq_bytes = params.sq_off.array as usize + params.sq_entries as usize * 4;
+        let cq_bytes = params.cq_off.cqes as usize + params.cq_entries as usize * 16;
+        let raw = fd.as_raw_fd();
+        let rings =
+            Mapping::new(sq_bytes.max(cq_bytes), Some((raw, i64::from(abi::IORING_OFF_SQ_RING))))?;
+        let sqes = Mapping::new(
+            params.sq_entries as usize * size_of::<Sqe>(),
+            Some((raw, i64::from(abi::IORING_OFF_SQES))),
+        )?;
+        for mapping in [&rings, &sqes] {
+            // SAFETY: the range is a whole mapping of ours; the advice changes only what a child
+            // made by fork inherits.
+            unsafe {
+                libc::madvise(mapping.address().cast(), mapping.length, libc::MADV_DONTFORK);
+            }
+        }
+        let mask = |offset| {
+            // SAFETY: the kernel wrote both masks when it made the ring, before we mapped it.
+            unsafe { (*rings.atomic(offset)).load(Ordering::Relaxed) }
+        };
+        let (sq_mask, cq_mask) = (mask(params.sq_off.ring_mask), mask(params.cq_off.ring_mask));
+        for slot in 0..params.sq_entries {
+            // Entry n of the queue is always slot n: the indirection is never used.
+            // SAFETY: the array has sq_entries slots inside the mapping, and the kernel reads
+            // them only during io_uring_enter.
+            unsafe {
+                (*rings.atomic(params.sq_off.array + slot * 4)).store(slot, Ordering::Relaxed);
+            }
+        }
+        Ok(Self {
+            features: params.features,
+            no_iowait: params.features & abi::IORING_FEAT_NO_IOWAIT != 0,
+            size: RingSize { submissions: params.sq_entries, completions: params.cq_entries },
+            submit: Mutex::new(()),
+            sq_head: rings.atomic(params.sq_off.head),
+            sq_tail: rings.atomic(params.sq_off.tail),
+            sq_flags: rings.atomic(params.sq_off.flags),
+            sq_mask,
+            cq_head: rings.atomic(params.cq_off.head),
+            cq_tail: rings.atomic(params.cq_off.tail),
+            cq_mask,
+            cqes: rings.atomic(params.cq_off.cqes).cast(),
+            sqes,
+            _rings: rings,
+            fd,
+        })
+    }
+
+    /// The IORING_FEAT_* bits the kernel reported.
+    pub(crate) fn features(&self) -> u32 {
+        self.features
+    }
+
+    /// The sizes the kernel gave.
+    pub(crate) fn size(&self) -> RingSize {
+        self.size
+    }
+
+    fn load(counter: *const AtomicU32, order: Ordering) -> u32 {
+        // SAFETY: only called with this ring's own counters, which live as long as the ring.
+        unsafe { (*counter).load(order) }
+    }
+
+    /// Entries queued that the kernel has not taken yet.
+    pub(crate) fn unsubmitted(&self) -> u32 {
+        let head = Self::load(self.sq_head, Ordering::Acquire);
+        Self::load(self.sq_tail, Ordering::Relaxed).wrapping_sub(head)
+    }
+
+    /// Completions waiting to be taken.
+    pub(crate) fn ready(&self) -> u32 {
+        let head = Self::load(self.cq_head, Ordering::Relaxed);
+        // A thief may move the head between the two loads: never report more than there are.
+        let ready = Self::load(self.cq_tail, Ordering::Acquire).wrapping_sub(head);
+        if ready > self.size.completions { 0 } else { ready }
+    }
+
+    /// Whether completions wait inside the kernel because the queue was full.
+    pub(crate) fn overflowed(&self) -> bool {
+        Self::load(self.sq_flags, Ordering::Relaxed) & abi::IORING_SQ_CQ_OVERFLOW != 0
+    }
+
+    /// Queues entries so that the kernel sees all of them, next to each other, or none. Where
+    /// there is no room, what is queued is submitted first.
+    ///
+    /// # Safety
+    ///
+    /// What the entries point to must stay valid until their completions are taken.
+    pub(crate) unsafe fn push(&self, entries: &[Sqe]) -> io::Result<()> {
+        let _guard = self.submit.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = entries.len() as u32;
+        let mut attempts = 0;
+        while self.size.submissions - self.unsubmitted() < count {
+            match self.enter(0, None) {
+                Ok(()) => {}
+                // The kernel is short of memory, or the completion queue has to be emptied first.
+                Err(error) if attempts < 1000 && is_transient(&error) => std::thread::yield_now(),
+                Err(error) => return Err(error),
+            }
+            attempts += 1;
+        }
+        let tail = Self::load(self.sq_tail, Ordering::Relaxed);
+        for (index, entry) in entries.iter().enumerate() {
+            let slot = tail.wrapping_add(index as u32) & self.sq_mask;
+            // SAFETY: the slot lies inside the mapping (masked), belongs to the free part of the
+            // queue (checked above) and is written only under the lock we hold.
+            unsafe { self.sqes.address().cast::<Sqe>().add(slot as usize).write(*entry) };
+        }
+        // SAFETY: the tail counter lives as long as the ring. Release publishes the entries.
+        unsafe { (*self.sq_tail).store(tail.wrapping_add(count), Ordering::Release) };
+        Ok(())
+    }
+
+    /// Takes the oldest completion, if `wanted` says so. Any thread may call this at any time.
+    pub(crate) fn pop(&self, wanted: impl Fn(&Cqe) -> bool) -> Option<Cqe> {
+        // SAFETY: the head counter lives as long as the ring.
+        let head_counter = unsafe { &*self.cq_head };
+        let mut head = head_counter.load(Ordering::Acquire);
+        loop {
+            if head == Self::load(self.cq_tail, Ordering::Acquire) {
+                return None;
+            }
+            // SAFETY: the masked index lies inside the queue. The kernel may be overwriting this
+            // entry only if another thread has moved the head past it; then what we read is
+            // discarded because the compare-and-swap below fails. Reads are atomic, so a torn
+            // read is a stale value, not a data race.
+            let words = unsafe { &*self.cqes.add((head & self.cq_mask) as usize) };
+            let user_data = words[0].load(Ordering::Relaxed);
+            let [low, high] = split(words[1].load(Ordering::Relaxed));
+            let cqe = Cqe { user_data, result: low.cast_signed(), flags: high };
+            if !wanted(&cqe) {
+                return None;
+            }
+            match head_counter.compare_exchange_weak(
+                head,
+                head.wrapping_add(1),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return Some(cqe),
+                Err(current) => head = current,
+            }
+        }
+    }
+
+    /// Enters the kernel once: submits everything queued, and waits until at least `wanted`
+    /// completions are there, or the time-out passes (`ErrorKind::TimedOut`).
+    pub(crate) fn enter(&self, wanted: u32, timeout: Option<Duration>) -> io::Result<()> {
+        let mut flags = abi::IORING_ENTER_GETEVENTS;
+        let timespec = timeout.map(|timeout| abi::__kernel_timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        });
+        // SAFETY: plain integers, for which zero is a value.
+        let mut argument: abi::io_uring_getevents_arg = unsafe { std::mem::zeroed() };
+        let (address, length) = match &timespec {
+            Some(timespec) => {
+                flags |= abi::IORING_ENTER_EXT_ARG;
+                argument.ts = std::ptr::from_ref(timespec) as u64;
+                ((&raw const argument).cast::<u8>(), size_of_val(&argument))
+            }
+            None => (std::ptr::null(), 0),
+        };
+        if wanted > 0 && self.no_iowait {
+            flags |= abi::IORING_ENTER_NO_IOWAIT;
+        }
+        // SAFETY: the argument and the time live across the call; what queued entries point to
+        // was promised by whoever called `push`.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_io_uring_enter,
+                self.fd.as_raw_fd(),
+                self.unsubmitted(),
+                wanted,
+                flags,
+                address,
+                length,
+            )
+        };
+        if result >= 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::ETIME) => Err(io::ErrorKind::TimedOut.into()),
+            Some(libc::EINTR) => Ok(()),
+            _ => Err(error),
+        }
+    }
+
+    /// Calls io_uring_register.
+    ///
+    /// # Safety
+    ///
+    /// `argument` must be what `opcode` asks for, and stay valid as long as it asks for.
+    pub(crate) unsafe fn register(
+        &self,
+        opcode: u32,
+        argument: *const u8,
+        count: u32,
+    ) -> io::Result<()> {
+        // SAFETY: the caller's promise.
+        let result = unsafe {
+            libc::syscall(libc::SYS_io_uring_register, self.fd.as_raw_fd(), opcode, argument, count)
+        };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// Whether entering again later may succeed.
+pub(crate) fn is_transient(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY))
+}
+
+/// The two halves of a completion's second word, in memory order.
+fn split(word: u64) -> [u32; 2] {
+    let bytes = word.to_ne_bytes();
+    let half =
+        |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    [half(0), half(4)]
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn nop(user_data: u64) -> Sqe {
+        Sqe { opcode: abi::io_uring_op::IORING_OP_NOP as u8, user_data, ..Sqe::default() }
+    }
+
+    #[test]
+    fn every_completion_survives_a_completion_queue_that_is_too_small() {
+        let ring = Ring::new(RingSize { submissions: 2, completions: 4 }, true).unwrap();
+        for number in 0..64 {
+            // SAFETY: a NOP points to nothing.
+            unsafe { ring.push(&[nop(number)]) }.unwrap();
+        }
+        let mut seen = Vec::new();
+        while seen.len() < 64 {
+            match ring.pop(|_| true) {
+                Some(cqe) => seen.push(cqe.user_data),
+                None => ring.enter(1, Some(Duration::from_secs(5))).unwrap(),
+            }
+        }
+        assert_eq!(seen, (0..64).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn two_threads_take_each_completion_once() {
+        let ring = Ring::new(RingSize { submissions: 64, completions: 128 }, true).unwrap();
+        let taken = std::sync::atomic::AtomicU64::new(0);
+        let sum = std::sync::atomic::AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while taken.load(Ordering::Relaxed) < 10_000 {
+                        if let Some(cqe) = ring.pop(|_| true) {
+                            taken.fetch_add(1, Ordering::Relaxed);
+                            sum.fetch_add(cqe.user_data, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+            for number in 1..=10_000 {
+                // SAFETY: a NOP points to nothing.
+                unsafe { ring.push(&[nop(number)]) }.unwrap();
+                if number % 16 == 0 {
+                    while let Err(error) = ring.enter(0, None) {
+                        assert!(is_transient(&error), "{error}");
+                    }
+                }
+            }
+            while ring.unsubmitted() > 0 || ring.overflowed() {
+                let _ = ring.enter(0, None);
+            }
+        });
+        assert_eq!(sum.into_inner(), 10_000 * 10_001 / 2);
+    }
+
+    #[test]
+    fn waiting_for_nothing_times_out() {
+        let ring = Ring::new(RingSize { submissions: 2, completions: 4 }, true).unwrap();
+        let error = ring.enter(1, Some(Duration::from_millis(1))).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+}
