@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use crate::Failure;
@@ -104,10 +103,12 @@ pub struct Server {
 impl Candidate {
     /// What the server is built on and the version, when it says so.
     #[must_use]
-    pub fn version(&self) -> Option<String> {
-        let output = Command::new(&self.program).arg("--version").output().ok()?;
-        let version = String::from_utf8(output.stdout).ok()?;
-        output.status.success().then(|| version.trim().to_owned()).filter(|it| !it.is_empty())
+    pub fn version(&self, places: &Places, stop: &Stop) -> Option<String> {
+        const ANSWER_MAX: Duration = Duration::from_secs(1);
+        let mut command = launch::command(&places.harness, &[0], &self.program);
+        command.arg("--version");
+        let version = Running::start(command, stop).ok()?.line(ANSWER_MAX).ok()?;
+        Some(version.trim().to_owned()).filter(|it| !it.is_empty())
     }
 
     /// Starts the server on the given CPUs, with as many threads serving at the same time.

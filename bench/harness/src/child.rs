@@ -31,6 +31,8 @@ impl Stop {
     pub fn watch() -> Result<Self, Failure> {
         let stop = Self::default();
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+            // The second time it does not wait for anything. The kernel ends the children then.
+            signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop.0))?;
             signal_hook::flag::register(signal, Arc::clone(&stop.0))?;
         }
         Ok(stop)

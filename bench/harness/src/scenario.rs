@@ -13,6 +13,12 @@ use crate::load::{Block, Exchanged, Idled, Job, Kind};
 use crate::measure::{Calibration, calibrate};
 use crate::report::{Comparison, Spread, grouped, table};
 
+/// The size of a small message, in bytes.
+const SMALL: usize = 64;
+
+/// The part of all CPUs that others may use, in the median window, before the figures lose their worth.
+const OTHERS_MAX: f64 = 0.15;
+
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -84,7 +90,6 @@ impl Setup {
     /// All setups of a scenario.
     #[must_use]
     pub fn all(scenario: Scenario, method: &Method) -> Vec<Self> {
-        const SMALL: usize = 64;
         let one = |cpus: usize, connections, size| Self {
             scenario,
             cpus: (0..cpus).collect(),
@@ -256,7 +261,7 @@ impl Bench {
             .iter()
             .map(|candidate| Row {
                 name: candidate.name.clone(),
-                version: candidate.version(),
+                version: candidate.version(&self.places, &self.stop),
                 failure: None,
                 figures: None,
                 comparison: None,
@@ -389,13 +394,16 @@ impl Outcome {
         if self.setup.scenario != Scenario::Idle && self.setup.cpus.len() > 1 {
             head.push("busiest".to_owned());
         }
+        if self.shows_kernel() {
+            head.push("over kernel".to_owned());
+        }
         head.push(format!("by {baseline}"));
         let busiest = head.iter().any(|it| it == "busiest");
-        let rows: Vec<_> = self.rows.iter().map(|row| self.cells(row, busiest)).collect();
+        let rows: Vec<_> = self.rows.iter().map(|row| self.cells(row, busiest, baseline)).collect();
         format!("{}\n{}{}", self.title, table(&head, &rows), self.noise())
     }
 
-    fn cells(&self, row: &Row, busiest: bool) -> Vec<String> {
+    fn cells(&self, row: &Row, busiest: bool, baseline: &str) -> Vec<String> {
         let mut cells = vec![row.name.clone()];
         if let Some(reason) = &row.failure {
             cells.push(format!("failed: {reason}"));
@@ -416,6 +424,9 @@ impl Outcome {
                     cells.extend([cpu_ns.median, cpu_ns.min, cpu_ns.max].map(whole));
                     cells.extend([rate.median, p50_us.median, p99_us.median].map(whole));
                 }
+                if let Some(kernel) = self.kernel_ns().filter(|_| self.shows_kernel()) {
+                    cells.push(whole(cpu_ns.median - kernel.median));
+                }
                 if busiest {
                     let share = busiest_share.as_ref().map(|it| it.median * 100.0);
                     cells.push(share.map_or_else(|| "?".to_owned(), |it| format!("{it:.0} %")));
@@ -425,7 +436,7 @@ impl Outcome {
         if row.figures.is_some() {
             cells.push(match row.comparison {
                 None => "-".to_owned(),
-                Some(Comparison { ratio, .. }) if self.is_baseline(row) => format!("{ratio:.2}"),
+                Some(Comparison { ratio, .. }) if row.name == baseline => format!("{ratio:.2}"),
                 Some(Comparison { ratio, ranked: true }) => format!("{ratio:.2}"),
                 Some(Comparison { ratio, ranked: false }) => {
                     format!("{ratio:.2}, too noisy to rank")
@@ -435,8 +446,15 @@ impl Outcome {
         cells
     }
 
-    fn is_baseline(&self, row: &Row) -> bool {
-        row.comparison.is_some_and(|it| it.ratio == 1.0)
+    fn kernel_ns(&self) -> Option<Spread> {
+        Spread::of(self.calibration.iter().map(|it| it.kernel_ns as f64).collect())
+    }
+
+    /// Whether the kernel's own part can be told from the server's: it was measured for small messages,
+    /// and on one CPU.
+    fn shows_kernel(&self) -> bool {
+        let Setup { scenario, cpus, size, .. } = &self.setup;
+        *scenario == Scenario::Echo && cpus.len() == 1 && *size == SMALL
     }
 
     /// How quiet the machine was.
@@ -445,11 +463,12 @@ impl Outcome {
         let stretch = |it: &Calibration| it.wall_ns as f64 / it.cpu_ns as f64;
         let cpu = Spread::of(self.calibration.iter().map(milliseconds).collect());
         let wall = Spread::of(self.calibration.iter().map(stretch).collect());
-        let Some((cpu, wall)) = cpu.zip(wall) else { return String::new() };
+        let kernel = self.kernel_ns();
+        let Some(((cpu, wall), kernel)) = cpu.zip(wall).zip(kernel) else { return String::new() };
         let mut text = format!(
             "  machine: the same work took {:.1} to {:.1} ms of CPU, and up to {:.2} times that on the \
-             clock",
-            cpu.min, cpu.max, wall.max
+             clock; the kernel alone {:.0} ns per send and recv",
+            cpu.min, cpu.max, wall.max, kernel.median
         );
         if let Some(others) = &self.others_share {
             text += &format!(
@@ -459,6 +478,9 @@ impl Outcome {
             );
         }
         text.push('\n');
+        if self.others_share.as_ref().is_some_and(|it| it.median > OTHERS_MAX) {
+            text += "  others were too busy: do not rank anybody by this table\n";
+        }
         text
     }
 }

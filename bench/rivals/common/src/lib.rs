@@ -97,7 +97,8 @@ impl Options {
 fn version(package: &str) -> Option<&'static str> {
     let lock = include_str!("../../../Cargo.lock");
     let name = format!("name = \"{package}\"\n");
-    let found = lock.split("[[package]]\n").find(|entry| entry.starts_with(&name))?;
+    // Where there are several, the older ones come first, and are somebody else's.
+    let found = lock.rsplit("[[package]]\n").find(|entry| entry.starts_with(&name))?;
     found.lines().nth(1)?.strip_prefix("version = \"")?.strip_suffix('"')
 }
 

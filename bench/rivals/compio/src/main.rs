@@ -1,6 +1,6 @@
-//! Echo on compio: its dispatcher starts a runtime per thread, and deals the accepted connections
-//! out to them, as in compio's `dispatcher` example. The connections are accepted by a plain thread:
-//! compio's own streams stay on one thread, unless every descriptor is made to count atomically.
+//! Echo on compio: a dispatcher for each thread starts the runtime there, and serves the accepted
+//! connections, as in compio's `dispatcher` example. They are accepted by a plain thread: compio's own
+//! streams stay on one thread, unless every descriptor is made to count atomically.
 
 #![forbid(unsafe_code)]
 
@@ -12,7 +12,7 @@ use compio::dispatcher::Dispatcher;
 use compio::driver::ProactorBuilder;
 use compio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use compio::net::TcpStream;
-use rival_common::{BUFFER, Options, Service, handle, listen, ready};
+use rival_common::{BUFFER, Options, Service, deal, handle, listen, ready};
 
 fn main() -> io::Result<()> {
     let options = Options::parse("compio");
@@ -20,22 +20,27 @@ fn main() -> io::Result<()> {
     // flag that its documentation says goes with it.
     let mut proactor = ProactorBuilder::new();
     proactor.single_issuer(true).coop_taskrun(true).taskrun_flag(true);
-    let dispatcher = Dispatcher::builder()
-        .worker_threads(NonZeroUsize::new(options.threads).expect("checked by the parser"))
-        .proactor_builder(proactor)
-        .build()?;
+    // One dispatcher with several threads gives a connection to whichever of them comes first, and
+    // now and then four in five to the same one.
+    let dispatchers = (0..options.threads)
+        .map(|_| {
+            Dispatcher::builder()
+                .worker_threads(NonZeroUsize::MIN)
+                .proactor_builder(proactor.clone())
+                .build()
+        })
+        .collect::<io::Result<Vec<_>>>()?;
     let listener = listen(options.tcp, false)?;
     ready(listener.local_addr()?)?;
-    loop {
-        let (stream, _) = listener.accept()?;
-        stream.set_nodelay(true)?;
+    deal(&listener, &dispatchers, |dispatcher, stream| {
         let service = options.service;
         // A connection that breaks is over; there is nobody to tell.
         let serve = move || async move { serve(stream, service).await.ok() };
-        if dispatcher.dispatch(serve).is_err() {
-            return Err(io::Error::other("every worker of the dispatcher has panicked"));
+        match dispatcher.dispatch(serve) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(io::Error::other("a worker of a dispatcher has panicked")),
         }
-    }
+    })
 }
 
 async fn serve(stream: std::net::TcpStream, service: Service) -> io::Result<()> {

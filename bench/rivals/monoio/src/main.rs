@@ -41,7 +41,12 @@ fn main() -> io::Result<()> {
 }
 
 fn work(addr: SocketAddr, service: Service, listening: &Sender<()>) -> io::Result<()> {
-    let mut runtime = RuntimeBuilder::<FusionDriver>::new().with_entries(ENTRIES).build()?;
+    let mut settings = io_uring::IoUring::builder();
+    settings.setup_single_issuer().setup_coop_taskrun().setup_taskrun_flag();
+    let mut runtime = RuntimeBuilder::<FusionDriver>::new()
+        .with_entries(ENTRIES)
+        .uring_builder(settings)
+        .build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(addr)?;
         // The receiver is gone only when another worker has failed already.

@@ -38,13 +38,14 @@ async fn accept(options: Options) -> io::Result<()> {
 }
 
 async fn echo(mut stream: TcpStream) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = Vec::with_capacity(BUFFER);
     loop {
-        let count = stream.read(&mut buffer).await?;
-        if count == 0 {
+        if stream.read_buf(&mut buffer).await? == 0 {
             return Ok(());
         }
-        stream.write_all(&buffer[..count]).await?;
+        stream.write_all(&buffer).await?;
+        // Otherwise the next read would make it grow.
+        buffer.clear();
     }
 }
 
