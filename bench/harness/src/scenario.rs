@@ -425,7 +425,7 @@ impl Outcome {
                     cells.extend([rate.median, p50_us.median, p99_us.median].map(whole));
                 }
                 if let Some(kernel) = self.kernel_ns().filter(|_| self.shows_kernel()) {
-                    cells.push(whole(cpu_ns.median - kernel.median));
+                    cells.push(whole(cpu_ns.min - kernel.min));
                 }
                 if busiest {
                     let share = busiest_share.as_ref().map(|it| it.median * 100.0);
@@ -467,8 +467,8 @@ impl Outcome {
         let Some(((cpu, wall), kernel)) = cpu.zip(wall).zip(kernel) else { return String::new() };
         let mut text = format!(
             "  machine: the same work took {:.1} to {:.1} ms of CPU, and up to {:.2} times that on the \
-             clock; the kernel alone {:.0} ns per send and recv",
-            cpu.min, cpu.max, wall.max, kernel.median
+             clock; the kernel alone at least {:.0} ns per send and recv",
+            cpu.min, cpu.max, wall.max, kernel.min
         );
         if let Some(others) = &self.others_share {
             text += &format!(
