@@ -1,0 +1,386 @@
+//! `wharf doctor`: what this machine offers, and what is in the way.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use rustix::{
+    process::{Resource, getrlimit},
+    system::uname,
+    thread::sched_getaffinity,
+};
+use serde::Serialize;
+use wharf::{Buf, Builder, Op, Port, Wait};
+
+use crate::{cli::Doctor, output};
+
+/// How long a step of the trial may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The listeners' backlog, as the library asks for it.
+const BACKLOG: u64 = 4096;
+/// Fewer descriptors than this are few for a server.
+const DESCRIPTORS_FEW: u64 = 4096;
+
+/// A part of the kernel's interface, and the release that brought it.
+struct Known {
+    name: &'static str,
+    since: (u32, u32),
+    gives: &'static str,
+    without: &'static str,
+}
+
+const KNOWN: [Known; 5] = [
+    Known {
+        name: "io_uring, with timed waits",
+        since: (5, 11),
+        gives: "the port itself",
+        without: "wharf does not work",
+    },
+    Known {
+        name: "io_uring memory outside RLIMIT_MEMLOCK",
+        since: (5, 12),
+        gives: "queues of any size without asking for locked memory",
+        without: "queues count against RLIMIT_MEMLOCK, and are made smaller where it is short",
+    },
+    Known {
+        name: "provided-buffer rings",
+        since: (5, 19),
+        gives: "idle connections hold no buffer, and a receive takes one in the kernel",
+        without: "a receive waits for data first, and then takes a buffer: one more step",
+    },
+    Known {
+        name: "cooperative task running",
+        since: (5, 19),
+        gives: "a worker is not interrupted when something completes",
+        without: "workers are interrupted: a few percent",
+    },
+    Known {
+        name: "waits that are no I/O wait",
+        since: (6, 15),
+        gives: "idle workers are shown as idle",
+        without: "tools show idle workers as waiting for a disk (iowait); nothing is slower",
+    },
+];
+
+/// Looks, and prints. False: no port can be made.
+pub(crate) fn run(options: &Doctor) -> anyhow::Result<bool> {
+    let report = Report::new();
+    if options.json {
+        output::json(&report)?;
+    } else {
+        report.print()?;
+    }
+    Ok(report.driver.is_some())
+}
+
+/// What was found, as `--json` prints it.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// The driver that a port uses here, if one can be made.
+    driver: Option<&'static str>,
+    /// Why this driver, or why none.
+    reason: String,
+    kernel: String,
+    /// The concurrency value of a port that asks for none.
+    concurrency: Option<usize>,
+    features: Vec<Feature>,
+    limits: Vec<Limit>,
+}
+
+#[derive(Debug, Serialize)]
+struct Feature {
+    name: &'static str,
+    /// By the kernel's release, not by asking.
+    available: bool,
+    since: String,
+    gives: &'static str,
+    without: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Limit {
+    name: &'static str,
+    value: String,
+    /// Nothing needs to be done about it.
+    good: bool,
+    /// What it means, or what to do about it.
+    advice: String,
+}
+
+impl Limit {
+    fn good(name: &'static str, value: String, meaning: &str) -> Self {
+        Self { name, value, good: true, advice: meaning.to_owned() }
+    }
+
+    fn bad(name: &'static str, value: String, advice: &str) -> Self {
+        Self { name, value, good: false, advice: advice.to_owned() }
+    }
+}
+
+impl Report {
+    fn new() -> Self {
+        let kernel = uname().release().to_string_lossy().into_owned();
+        let release = release(&kernel);
+        let (driver, reason, concurrency) = match trial() {
+            Ok(concurrency) => {
+                let reason = "a port was made, and moved data over a TCP connection".to_owned();
+                (Some("io_uring"), reason, Some(concurrency))
+            }
+            Err(reason) => (None, reason, None),
+        };
+        let features = KNOWN.iter().map(|known| Feature {
+            name: known.name,
+            available: driver.is_some() && release.is_some_and(|release| release >= known.since),
+            since: format!("Linux {}.{}", known.since.0, known.since.1),
+            gives: known.gives,
+            without: known.without,
+        });
+        Self {
+            driver,
+            reason,
+            kernel,
+            concurrency,
+            features: features.collect(),
+            limits: limits(release),
+        }
+    }
+
+    fn print(&self) -> anyhow::Result<()> {
+        let line = |name: &str, text: &str| output::line(&format!("{name:<12} {text}"));
+        line("driver", &format!("{}: {}", self.driver.unwrap_or("none"), self.reason))?;
+        line("kernel", &format!("Linux {}", self.kernel))?;
+        if let Some(concurrency) = self.concurrency {
+            line("concurrency", &format!("{concurrency}, for a port that asks for no other"))?;
+        }
+        output::line("\nFeatures (by the kernel's release)")?;
+        for feature in &self.features {
+            let Feature { name, since, .. } = feature;
+            let (mark, text) =
+                if feature.available { ("yes", feature.gives) } else { ("NO", feature.without) };
+            output::line(&format!("  {mark:<4} {name} ({since}): {text}"))?;
+        }
+        output::line("\nLimits")?;
+        for Limit { name, value, good, advice } in &self.limits {
+            let mark = if *good { "ok" } else { "LOOK" };
+            output::line(&format!("  {mark:<4} {name} = {value}: {advice}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// The first two numbers of a kernel's release.
+fn release(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// Makes a port as a program would and moves some data through it. Returns its concurrency value.
+fn trial() -> Result<usize, String> {
+    let port: Port<()> = match Builder::new().build() {
+        Ok(port) => port,
+        Err(error) => {
+            return Err(match Builder::new().concurrency(1).build::<(), ()>() {
+                Ok(_) => format!("only a port with concurrency 1 can be made: {error}"),
+                Err(error) => refusal(&error),
+            });
+        }
+    };
+    round_trip(&port).map_err(|error| format!("a port was made, but does not work: {error}"))?;
+    Ok(port.stats().concurrency)
+}
+
+/// Says why there is no port, with what the system tells beside the error.
+fn refusal(error: &wharf::Error) -> String {
+    let mut text = error.to_string();
+    let seccomp = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if seccomp.lines().any(|line| line.strip_prefix("Seccomp:").map(str::trim) == Some("2")) {
+        text += " (a seccomp filter is at work here: this is probably a container)";
+    }
+    text
+}
+
+/// Sends a greeting through a connection of the port, to a thread that sends it back.
+fn round_trip(port: &Port<()>) -> Result<(), String> {
+    const GREETING: &[u8] = b"how do you do";
+    let text = |error: std::io::Error| error.to_string();
+    let peer = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(text)?;
+    let address = peer.local_addr().map_err(text)?;
+    let stream = port.connect(address, ()).map_err(|error| error.to_string())?;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut greeting = [0; GREETING.len()];
+            let (mut stream, _) = peer.accept()?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.read_exact(&mut greeting)?;
+            stream.write_all(&greeting)
+        });
+        let exchange = || {
+            stream.send(GREETING)?;
+            stream.recv_exact(Buf::with_capacity(GREETING.len()), GREETING.len())?;
+            loop {
+                match port.wait_for(PATIENCE) {
+                    Wait::Packet(packet) => {
+                        packet.bytes()?;
+                        if let Op::Recv { buf, .. } = packet.op {
+                            return Ok(buf[..] == *GREETING);
+                        }
+                    }
+                    Wait::Broken(error) => return Err(error),
+                    Wait::TimedOut | Wait::Closed => return Ok(false),
+                }
+            }
+        };
+        let outcome = exchange();
+        // Should ours never have stood, the thread still waits for a connection.
+        drop(TcpStream::connect(address));
+        match outcome {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("what came back is not what was sent".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    })
+}
+
+// ---- Limits -------------------------------------------------------------------------------
+
+fn limits(release: Option<(u32, u32)>) -> Vec<Limit> {
+    let mut limits = vec![descriptors(), locked_memory(release)];
+    limits.extend(uring_disabled());
+    limits.extend(backlog());
+    limits.extend(ports());
+    limits.push(processors());
+    limits
+}
+
+fn descriptors() -> Limit {
+    let limit = getrlimit(Resource::Nofile);
+    let value = format!("{} (hard: {})", or_unlimited(limit.current), or_unlimited(limit.maximum));
+    let name = "RLIMIT_NOFILE";
+    match (limit.current, limit.maximum) {
+        (_, Some(hard)) if hard < DESCRIPTORS_FEW => Limit::bad(
+            name,
+            value,
+            "every connection needs a descriptor: raise the hard limit (LimitNOFILE= in a systemd \
+             unit, --ulimit nofile= for a container, /etc/security/limits.conf)",
+        ),
+        (Some(soft), hard) if hard.is_none_or(|hard| soft < hard) => Limit::good(
+            name,
+            value,
+            "every connection needs one; wharf serve and wharf load raise the soft limit to the \
+             hard one, other programs must (ulimit -n)",
+        ),
+        _ => Limit::good(name, value, "every connection needs one"),
+    }
+}
+
+fn locked_memory(release: Option<(u32, u32)>) -> Limit {
+    /// What the queues and buffers of a few running slots take.
+    const ENOUGH: u64 = 16 << 20;
+    let limit = getrlimit(Resource::Memlock);
+    let value = match limit.current {
+        Some(bytes) => format!("{} KiB", bytes >> 10),
+        None => "unlimited".to_owned(),
+    };
+    let name = "RLIMIT_MEMLOCK";
+    let counts = release.is_none_or(|release| release < (5, 12));
+    if counts && limit.current.is_some_and(|bytes| bytes < ENOUGH) {
+        return Limit::bad(
+            name,
+            value,
+            "on this kernel io_uring's queues count against it: raise it (ulimit -l, \
+             LimitMEMLOCK= in a systemd unit), or ports get smaller queues",
+        );
+    }
+    Limit::good(name, value, "not in the way: this kernel's io_uring does not need it")
+}
+
+fn uring_disabled() -> Option<Limit> {
+    let name = "kernel.io_uring_disabled";
+    let value = read("/proc/sys/kernel/io_uring_disabled")?;
+    Some(match value.as_str() {
+        "0" => Limit::good(name, value, "everybody may use io_uring"),
+        "1" => Limit::bad(
+            name,
+            value,
+            "only processes with CAP_SYS_ADMIN or of the group kernel.io_uring_group may use \
+             io_uring: join it, or sysctl kernel.io_uring_disabled=0",
+        ),
+        _ => Limit::bad(name, value, "nobody may use io_uring: sysctl kernel.io_uring_disabled=0"),
+    })
+}
+
+fn backlog() -> Option<Limit> {
+    let name = "net.core.somaxconn";
+    let value = read("/proc/sys/net/core/somaxconn")?;
+    let most = value.parse::<u64>().ok()?;
+    Some(if most < BACKLOG {
+        Limit::bad(
+            name,
+            value,
+            "connections that come at once may be dropped before they are accepted: sysctl \
+             net.core.somaxconn=4096",
+        )
+    } else {
+        Limit::good(
+            name,
+            value,
+            "so many connections may wait to be accepted (wharf asks for 4096)",
+        )
+    })
+}
+
+fn ports() -> Option<Limit> {
+    let range = read("/proc/sys/net/ipv4/ip_local_port_range")?;
+    let mut ends = range.split_whitespace().map(str::parse::<u64>);
+    let (first, last) = (ends.next()?.ok()?, ends.next()?.ok()?);
+    let most = output::grouped((last + 1).saturating_sub(first));
+    let meaning = format!("at most {most} connections from here to one address");
+    Some(Limit::good("net.ipv4.ip_local_port_range", format!("{first} {last}"), &meaning))
+}
+
+fn processors() -> Limit {
+    let name = "processors";
+    let usable = thread::available_parallelism().map_or(1, usize::from);
+    let online = fs::read_to_string("/proc/cpuinfo")
+        .map(|text| text.lines().filter(|line| line.starts_with("processor")).count())
+        .unwrap_or(0);
+    let allowed = sched_getaffinity(None).map_or(0, |set| set.count());
+    let mut value = format!("{usable} (of {online} online, affinity allows {allowed}");
+    if let Some(quota) = read("/sys/fs/cgroup/cpu.max").filter(|quota| !quota.starts_with("max")) {
+        value += &format!(", the control group's quota is {quota}");
+    }
+    value += ")";
+    if usable == 1 {
+        return Limit::bad(
+            name,
+            value,
+            "one worker runs at a time; more need a wider affinity (taskset) or quota",
+        );
+    }
+    Limit::good(name, value, "so many workers run at once, unless the port asks for another number")
+}
+
+fn or_unlimited(limit: Option<u64>) -> String {
+    limit.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string())
+}
+
+fn read(path: &str) -> Option<String> {
+    Some(fs::read_to_string(path).ok()?.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_of_all_kinds_are_read() {
+        assert_eq!(release("6.18.44-fc-v657"), Some((6, 18)));
+        assert_eq!(release("5.15-custom"), Some((5, 15)));
+        assert_eq!(release("5.10.0"), Some((5, 10)));
+        assert_eq!(release("unknown"), None);
+    }
+}

@@ -1,0 +1,308 @@
+//! The services: what is done with a packet.
+//!
+//! A connection has one operation in flight at a time: a receive, then a send of what came, then
+//! the next receive. So a peer that does not read makes the server hold one buffer and read no
+//! more from it, and what is known about a connection is written by one worker at a time, without
+//! locks or counters that workers share.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use wharf::{Buf, Incoming, Listener, Op, Packet, Result, Stream};
+
+use crate::cli::Service;
+
+/// How long an accept that failed pauses before the next.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+
+/// The completion key.
+#[derive(Debug)]
+pub(super) enum Key {
+    Listener,
+    Connection(Connection),
+}
+
+/// What is known about a connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    received: AtomicU64,
+    sent: AtomicU64,
+    fate: AtomicU8,
+    /// Bytes received and sent when the supervisor last looked.
+    seen: AtomicU64,
+    /// The supervisor has asked for the end.
+    ending: AtomicBool,
+    totals: Arc<Totals>,
+}
+
+/// How a connection ended. Nobody sets `Cut`: it is what those are that were not let finish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Fate {
+    Cut,
+    Finished,
+    Failed,
+}
+
+impl Connection {
+    fn new(totals: Arc<Totals>) -> Self {
+        totals.accepted.fetch_add(1, Ordering::Relaxed);
+        Self {
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            fate: AtomicU8::new(Fate::Cut as u8),
+            seen: AtomicU64::new(u64::MAX),
+            ending: AtomicBool::new(false),
+            totals,
+        }
+    }
+
+    fn end(&self, fate: Fate) {
+        self.fate.store(fate as u8, Ordering::Relaxed);
+    }
+
+    /// Whether something that was received has not been sent yet.
+    pub(super) fn owes(&self) -> bool {
+        self.sent.load(Ordering::Relaxed) != self.received.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing has moved since this was last asked. For the supervisor alone.
+    pub(super) fn quiet(&self) -> bool {
+        let moved =
+            self.received.load(Ordering::Relaxed).wrapping_add(self.sent.load(Ordering::Relaxed));
+        self.seen.swap(moved, Ordering::Relaxed) == moved
+    }
+
+    /// Says that the end will be asked for. False: it has been.
+    pub(super) fn set_ending(&self) -> bool {
+        !self.ending.swap(true, Ordering::Relaxed)
+    }
+}
+
+/// Adds to a counter that one thread at a time writes.
+fn add(counter: &AtomicU64, bytes: usize) {
+    counter.store(counter.load(Ordering::Relaxed) + bytes as u64, Ordering::Relaxed);
+}
+
+/// Counts the connection among those that have ended.
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let mut ended = self.totals.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        ended.received += *self.received.get_mut();
+        ended.sent += *self.sent.get_mut();
+        match *self.fate.get_mut() {
+            fate if fate == Fate::Finished as u8 => ended.finished += 1,
+            fate if fate == Fate::Failed as u8 => ended.failed += 1,
+            _ => ended.cut += 1,
+        }
+    }
+}
+
+/// Sums over connections, touched when one begins or ends.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    accepted: AtomicU64,
+    listeners: AtomicUsize,
+    draining: AtomicBool,
+    ended: Mutex<Ended>,
+}
+
+/// Sums over the connections that have ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Ended {
+    pub(super) received: u64,
+    pub(super) sent: u64,
+    pub(super) finished: u64,
+    pub(super) failed: u64,
+    pub(super) cut: u64,
+}
+
+impl Totals {
+    /// One more listener accepts.
+    pub(super) fn listening(&self) {
+        self.listeners.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// From now on, an accept that ends has ended for good.
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn ended(&self) -> Ended {
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nobody accepts any more, and every connection has ended.
+    pub(super) fn all_done(&self) -> bool {
+        // In this order: a listener ends after the last connection it accepted was counted.
+        if self.listeners.load(Ordering::Acquire) > 0 {
+            return false;
+        }
+        let Ended { finished, failed, cut, .. } = self.ended();
+        self.accepted() == finished + failed + cut
+    }
+}
+
+/// Handles the packets of all connections.
+#[derive(Debug)]
+pub(super) struct Server {
+    service: Service,
+    size: usize,
+    totals: Arc<Totals>,
+}
+
+impl Server {
+    pub(super) fn new(service: Service, size: usize, totals: Arc<Totals>) -> Self {
+        Self { service, size, totals }
+    }
+
+    /// Handles a packet. An error has ended its connection.
+    pub(super) fn handle(&self, packet: Packet<Key>) -> Result<()> {
+        let Packet { op, result, bytes, more, .. } = packet;
+        let (stream, outcome) = match op {
+            Op::Recv { stream, buf } => {
+                let outcome = self.received(&stream, buf, bytes, result);
+                (stream, outcome)
+            }
+            Op::Send { stream, buf } => {
+                let outcome = self.sent(&stream, buf, bytes, result);
+                (stream, outcome)
+            }
+            Op::Accept { listener, incoming, .. } => {
+                return self.accepted(&listener, incoming, result.map(drop), more);
+            }
+            _ => return Ok(()),
+        };
+        if let (Err(error), Key::Connection(connection)) = (&outcome, stream.key())
+            && !error.is_closed()
+        {
+            connection.end(Fate::Failed);
+        }
+        outcome
+    }
+
+    fn accepted(
+        &self,
+        listener: &Listener<Key>,
+        incoming: Option<Incoming<Key>>,
+        result: Result<()>,
+        more: bool,
+    ) -> Result<()> {
+        let mut outcome = Ok(());
+        if let Some(incoming) = incoming {
+            let connection = Connection::new(self.totals.clone());
+            outcome = incoming.associate(Key::Connection(connection)).and_then(|stream| {
+                let buf = match self.service {
+                    Service::Echo | Service::Discard => Buf::pooled(),
+                    Service::Block => Buf::with_capacity(self.size),
+                };
+                self.receive(&stream, buf)
+            });
+        }
+        if !more {
+            if self.totals.draining.load(Ordering::SeqCst) {
+                self.totals.listeners.fetch_sub(1, Ordering::Release);
+                return outcome;
+            }
+            if let Err(error) = result {
+                log::warn!("an accept failed: {error}");
+                thread::sleep(ACCEPT_PAUSE);
+            }
+            if let Err(error) = listener.accept() {
+                // A drain began in between, and has closed the listener.
+                self.totals.listeners.fetch_sub(1, Ordering::Release);
+                log::debug!("accepting is over: {error}");
+            }
+        }
+        outcome
+    }
+
+    /// Starts the next receive. `buf` is the connection's own buffer, or stands for the pool's.
+    fn receive(&self, stream: &Stream<Key>, buf: Buf) -> Result<()> {
+        match self.service {
+            Service::Echo | Service::Discard => stream.recv(Buf::pooled())?,
+            Service::Block => stream.recv_exact(buf, self.size)?,
+        }
+        Ok(())
+    }
+
+    fn received(
+        &self,
+        stream: &Stream<Key>,
+        buf: Buf,
+        bytes: usize,
+        result: Result<usize>,
+    ) -> Result<()> {
+        let Key::Connection(connection) = stream.key() else { return Ok(()) };
+        add(&connection.received, bytes);
+        match result {
+            Ok(0) => {
+                connection.end(Fate::Finished);
+                return Ok(());
+            }
+            Ok(_) => {}
+            // It was the send before it that the supervisor meant; see `sent`.
+            Err(error) if error.is_cancelled() => return self.receive(stream, buf),
+            Err(error) => return Err(error),
+        }
+        match self.service {
+            Service::Echo => stream.send(buf)?,
+            Service::Discard => {
+                // The buffer is the pool's again before the next receive asks for one.
+                drop(buf);
+                self.receive(stream, Buf::pooled())?;
+            }
+            Service::Block if bytes < self.size => {
+                // The peer, or the drain, has ended it in the middle of a message.
+                if !connection.ending.load(Ordering::Relaxed) {
+                    log::debug!("a connection ended {bytes} bytes into a message");
+                    connection.end(Fate::Failed);
+                }
+            }
+            Service::Block => {
+                let milliseconds = buf[0];
+                if milliseconds > 0 {
+                    thread::sleep(Duration::from_millis(milliseconds.into()));
+                }
+                stream.send(buf)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn sent(
+        &self,
+        stream: &Stream<Key>,
+        buf: Buf,
+        bytes: usize,
+        result: Result<usize>,
+    ) -> Result<()> {
+        let Key::Connection(connection) = stream.key() else { return Ok(()) };
+        add(&connection.sent, bytes);
+        match result {
+            Ok(_) if self.service == Service::Block => self.receive(stream, buf),
+            Ok(_) => {
+                drop(buf);
+                self.receive(stream, Buf::pooled())
+            }
+            // The peer does not read, and others need the pool's buffers: the rest waits in
+            // memory of its own. On a closed connection the send is refused.
+            Err(error) if error.is_cancelled() && bytes < buf.len() => {
+                let rest = buf[bytes..].to_vec();
+                drop(buf);
+                Ok(stream.send(rest)?)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Looks after the server from beside: signals, the drain, and peers that do not read.
+
+use std::{
+    net::Shutdown,
+    sync::mpsc::{Receiver, RecvTimeoutError},
+    time::{Duration, Instant},
+};
+
+use wharf::{Listener, Port, Stream};
+
+use super::service::{Connection, Key, Totals};
+use crate::cli::Service;
+
+/// How often it looks while the server serves.
+const TICK: Duration = Duration::from_millis(200);
+/// How often it looks whether a drain is done.
+const DRAIN_TICK: Duration = Duration::from_millis(10);
+/// How long a connection must have been quiet to be closed in a drain. What its peer has sent by
+/// then has arrived, unless the network is slower than that.
+const QUIET: Duration = Duration::from_millis(200);
+
+#[derive(Debug)]
+pub(super) struct Supervisor<'a> {
+    pub(super) port: &'a Port<Key>,
+    pub(super) listeners: Vec<Listener<Key>>,
+    pub(super) totals: &'a Totals,
+    pub(super) service: Service,
+    /// How long a drain may take.
+    pub(super) patience: Duration,
+}
+
+/// How a drain went.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Verdict {
+    /// Connections that had finished before it began.
+    pub(super) finished_before: u64,
+    /// And that had failed.
+    pub(super) failed_before: u64,
+    /// A second signal ended it.
+    pub(super) hurried: bool,
+}
+
+impl Supervisor<'_> {
+    /// Waits for a signal, drains, and closes the port. Nothing is returned if the port was closed
+    /// by somebody else.
+    pub(super) fn run(self, signals: &Receiver<()>) -> Option<Verdict> {
+        let mut exhausted = 0;
+        loop {
+            match signals.recv_timeout(TICK) {
+                Ok(()) => return Some(self.drain(signals)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+            let now_exhausted = self.port.stats().buffers_exhausted;
+            if now_exhausted != exhausted && self.service == Service::Echo {
+                self.free_buffers();
+            }
+            exhausted = now_exhausted;
+        }
+    }
+
+    /// Peers that do not read hold buffers of the pool: takes back those of the sends that have
+    /// stood still since the last look. A send that is cancelled goes on from its own memory.
+    fn free_buffers(&self) {
+        self.each_connection(|stream, connection| {
+            if connection.quiet() && connection.owes() {
+                stream.cancel_all();
+            }
+        });
+    }
+
+    fn drain(self, signals: &Receiver<()>) -> Verdict {
+        let before = self.totals.ended();
+        self.totals.drain();
+        self.listeners.iter().for_each(Listener::close);
+        let deadline = Instant::now() + self.patience;
+        let mut next_look = Instant::now();
+        let mut hurried = false;
+        while !hurried && !self.totals.all_done() && Instant::now() < deadline {
+            if Instant::now() >= next_look {
+                next_look += QUIET;
+                self.end_quiet();
+            }
+            hurried = signals.recv_timeout(DRAIN_TICK).is_ok();
+        }
+        // What is left is cut when the port is dropped.
+        self.port.close();
+        Verdict { finished_before: before.finished, failed_before: before.failed, hurried }
+    }
+
+    /// Ends the connections on which nothing has moved since the last look and nothing is owed.
+    /// Only their receiving direction is shut down: data that has arrived all the same is received
+    /// and served, and then the receive says that it was the last.
+    fn end_quiet(&self) {
+        let discards = self.service == Service::Discard;
+        self.each_connection(|stream, connection| {
+            if connection.quiet() && (discards || !connection.owes()) && connection.set_ending() {
+                let asked = stream.start().silent().shutdown(Shutdown::Read);
+                if let Err(error) = asked {
+                    log::debug!("a quiet connection was not ended: {error}");
+                }
+            }
+        });
+    }
+
+    fn each_connection(&self, mut visit: impl FnMut(&Stream<Key>, &Connection)) {
+        self.port.each_stream(|stream| {
+            if let Key::Connection(connection) = stream.key() {
+                visit(stream, connection);
+            }
+        });
+    }
+}
