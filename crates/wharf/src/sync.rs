@@ -1,19 +1,32 @@
 //! The synchronisation primitives the port's schedule is built from: std's, or loom's where the
 //! schedule is being model-checked.
 
+use std::sync::{Mutex as PlainMutex, MutexGuard as PlainGuard};
+
 #[cfg(loom)]
 pub(crate) use loom::sync::{
-    Arc, Condvar, Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    Condvar, Mutex, MutexGuard,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
 };
 #[cfg(not(loom))]
 pub(crate) use std::sync::{
-    Arc, Condvar, Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    Condvar, Mutex, MutexGuard,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
 };
 
-/// Locks a mutex whose data stays consistent at every step, so that a panic elsewhere while it
+/// Lets others run before looking again: `attempt` counts the looks so far.
+pub(crate) fn pause(attempt: u32) {
+    #[cfg(loom)]
+    {
+        let _ = attempt;
+        loom::thread::yield_now();
+    }
+    #[cfg(not(loom))]
+    std::thread::sleep(std::time::Duration::from_micros(5 << attempt.min(8)));
+}
+
+/// Locks a mutex (of std's, wherever the rest is loom's) whose data stays consistent at every step, so that a panic elsewhere while it
 /// was held says nothing about the data.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &PlainMutex<T>) -> PlainGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -119,6 +119,8 @@ pub(crate) struct Queues {
     out: bool,
     closing: bool,
     shut: bool,
+    /// The last receive left nothing behind in the socket.
+    emptied: bool,
     lane: u16,
 }
 
@@ -152,6 +154,7 @@ impl Handle {
             out: false,
             closing: false,
             shut: false,
+            emptied: false,
             lane,
         };
         Self { fd, key, port, state: Mutex::new(state) }
@@ -246,6 +249,7 @@ impl Handle {
         // SAFETY: the caller's promise.
         unsafe {
             (*operation).lane = lane;
+            (*operation).flags.emptied = state.emptied;
             (*operation).set_state(State::Submitted);
             self.port.lane(lane).push(operation)?;
         }
@@ -422,6 +426,9 @@ impl Handle {
     pub(crate) unsafe fn conclude(&self, state: &mut Queues, operation: *mut Operation) -> Outcome {
         // SAFETY: the caller's promise.
         let op = unsafe { &mut *operation };
+        if op.request.direction() == Direction::In {
+            state.emptied = op.flags.emptied && op.bytes > 0;
+        }
         let again = op.request.repeats()
             && op.status == 0
             && (op.bytes > 0 || op.accepted >= 0)

@@ -231,6 +231,8 @@ pub(crate) struct Flags {
     pub(crate) silent: bool,
     /// What is submitted now is a pause before the request is tried again.
     pub(crate) pausing: bool,
+    /// The last receive of its handle left nothing behind in the socket.
+    pub(crate) emptied: bool,
     /// Its deferred packet is the next of its serial handle.
     pub(crate) promised: bool,
 }
@@ -260,6 +262,7 @@ impl Operation {
                 expired: false,
                 silent: false,
                 pausing: false,
+                emptied: false,
                 promised: false,
             },
             step: 0,

@@ -5,7 +5,7 @@ use std::{
     collections::{HashSet, VecDeque},
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering, fence},
+    sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -66,8 +66,6 @@ struct Counters {
     entries: AtomicU64,
     started: AtomicU64,
     finished: AtomicU64,
-    /// Threads that wait in this lane's ring, or are about to.
-    sleepers: AtomicUsize,
     /// The watch found its holder busy for long: its completions may be taken by anyone.
     stuck: AtomicUsize,
 }
@@ -76,6 +74,10 @@ struct Counters {
 /// itself. Moving a connection to another lane costs more than it gains if its own worker is
 /// about to come for it.
 const STEAL_FROM: u32 = 4;
+
+/// While handlers block, no more submissions than this wait for the next packet to be handled:
+/// should its handler block, they would wait with it.
+const ALERT_BATCH: u32 = 8;
 
 /// A port, as its handles and its bound threads share it.
 #[derive(Debug)]
@@ -303,7 +305,6 @@ impl Shared {
 
     /// Wakes the newest worker that waits, if any does.
     pub(super) fn release_newest(&self) {
-        fence(Ordering::SeqCst);
         if let Some(lane) = self.schedule.release_newest() {
             self.wake(lane);
         }
@@ -411,6 +412,9 @@ impl Shared {
                 if !self.schedule.runs(lane, worker.id) {
                     continue;
                 }
+            }
+            if self.watch.alert() && self.lanes[lane].unsubmitted() >= ALERT_BATCH {
+                self.submit(lane);
             }
             if let Some(completion) = self.take(lane, retain) {
                 return Wait::Packet(completion);
@@ -525,7 +529,7 @@ impl Shared {
         match self.schedule.acquire(worker, !polling) {
             Acquired::Lane(lane) => Seat::Lane(lane),
             Acquired::Displaced(lane) => {
-                self.evict(lane, 0);
+                self.evict(lane);
                 Seat::Lane(lane)
             }
             Acquired::Refused => {
@@ -536,14 +540,8 @@ impl Shared {
         }
     }
 
-    /// Wakes those who still sleep in a lane that is not theirs any more, until they are gone.
-    fn evict(&self, lane: usize, allowed: usize) {
-        let mut pause = Duration::from_micros(5);
-        while self.counters[lane].sleepers.load(Ordering::SeqCst) > allowed {
-            self.wake(lane);
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(1));
-        }
+    fn evict(&self, lane: usize) {
+        self.schedule.evict(lane, || self.wake(lane));
     }
 
     fn park(&self, worker: &Arc<Worker>, deadline: Option<Instant>) -> Seat {
@@ -551,7 +549,7 @@ impl Shared {
             if self.closed() {
                 return Seat::Again;
             }
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let left = left(deadline);
             if left == Some(Duration::ZERO) {
                 if self.schedule.unpark(worker) {
                     self.schedule.run_extra(worker);
@@ -561,11 +559,7 @@ impl Shared {
             }
             let watching = self.setup.watch && self.schedule.on_watch(worker);
             let tick = if watching { self.watch.tick(self) } else { None };
-            let timeout = match (left, tick) {
-                (Some(left), Some(tick)) => Some(left.min(tick)),
-                (left, tick) => left.or(tick),
-            };
-            match worker.park(timeout) {
+            match worker.park(earlier(left, tick)) {
                 Parked::Lane => return Seat::Again,
                 Parked::Watch => {}
                 Parked::TimedOut => {
@@ -585,39 +579,28 @@ impl Shared {
         worker: &Arc<Worker>,
         deadline: Option<Instant>,
     ) -> Result<(), Error> {
-        let counters = &self.counters[lane];
-        if counters.sleepers.load(Ordering::SeqCst) > 0 {
-            self.evict(lane, 0);
-        }
-        counters.sleepers.fetch_add(1, Ordering::SeqCst);
+        self.evict(lane);
+        // Without a parked worker to keep watch, the idle ones do, now and then.
+        let watching = self.setup.watch && self.lanes.len() > 1 && self.schedule.parked() == 0;
+        let tick = watching.then(|| self.watch.idle_tick());
+        let timeout = earlier(left(deadline), tick);
         let mut result = Ok(());
-        if self.schedule.idle(lane, worker.id) {
-            fence(Ordering::SeqCst);
-            if self.queued.load(Ordering::SeqCst) == 0 && !self.closed() {
-                let left =
-                    deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-                // Without a parked worker to keep watch, the idle ones do, now and then.
-                let watching = self.setup.watch && self.lanes.len() > 1 && !self.has_parked();
-                let tick = if watching { Some(self.watch.idle_tick()) } else { None };
-                let timeout = match (left, tick) {
-                    (Some(left), Some(tick)) => Some(left.min(tick)),
-                    (left, tick) => left.or(tick),
-                };
-                counters.entries.fetch_add(1, Ordering::Relaxed);
+        let holds = self.schedule.doze(
+            lane,
+            worker.id,
+            || self.queued.load(Ordering::SeqCst) > 0,
+            || {
+                self.counters[lane].entries.fetch_add(1, Ordering::Relaxed);
                 result = self.lanes[lane].wait(timeout);
-                if watching {
-                    let timed_out =
-                        matches!(&result, Err(error) if error.kind() == io::ErrorKind::TimedOut);
-                    if timed_out {
-                        self.watch.look(self, None);
-                    } else {
-                        self.watch.was_busy();
-                    }
-                }
-            }
+            },
+        );
+        let timed_out = result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
+        if watching && timed_out {
+            self.watch.look(self, None);
+        } else if watching {
+            self.watch.was_busy();
         }
-        counters.sleepers.fetch_sub(1, Ordering::SeqCst);
-        if self.schedule.resume(lane, worker.id) {
+        if holds {
             self.watch.rouse(self);
         }
         match result {
@@ -629,10 +612,6 @@ impl Shared {
             Err(error) => Err(Error::from_io(&error, "io_uring_enter")),
             Ok(()) => Ok(()),
         }
-    }
-
-    fn has_parked(&self) -> bool {
-        self.schedule.parked() > 0
     }
 
     /// Runs something that may block: meanwhile another worker has this one's lane.
@@ -901,6 +880,17 @@ fn socket_inode(fd: &OwnedFd) -> io::Result<Option<u64>> {
         return Err(io::Error::last_os_error());
     }
     Ok((stat.st_mode & libc::S_IFMT == libc::S_IFSOCK).then_some(stat.st_ino))
+}
+
+fn left(deadline: Option<Instant>) -> Option<Duration> {
+    deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+}
+
+fn earlier(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
 }
 
 /// What a worker that had no lane has now.

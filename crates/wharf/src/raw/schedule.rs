@@ -16,10 +16,13 @@
 //! This module knows nothing of rings: waiting in a lane and waking it are its caller's business.
 //! That is what lets a model checker run it.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use crate::sync::{
-    Arc, AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, lock,
+    AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, fence, pause,
 };
 
 /// Names a worker within its process. Never 0.
@@ -97,8 +100,12 @@ impl Worker {
         self.lane.load(Ordering::Acquire).checked_sub(1)
     }
 
+    fn signal(&self) -> MutexGuard<'_, Signal> {
+        self.signal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn notify(&self, signal: Signal) {
-        let mut current = lock(&self.signal);
+        let mut current = self.signal();
         if *current != Signal::Lane {
             *current = signal;
         }
@@ -108,7 +115,7 @@ impl Worker {
 
     /// Sleeps until it is given a lane or the watch, or the time is over.
     pub(crate) fn park(&self, timeout: Option<Duration>) -> Parked {
-        let mut signal = lock(&self.signal);
+        let mut signal = self.signal();
         loop {
             match std::mem::replace(&mut *signal, Signal::None) {
                 Signal::Lane => return Parked::Lane,
@@ -117,14 +124,13 @@ impl Worker {
             }
             match timeout {
                 None => {
-                    signal =
-                        self.wake.wait(signal).unwrap_or_else(std::sync::PoisonError::into_inner);
+                    signal = self.wake.wait(signal).unwrap_or_else(PoisonError::into_inner);
                 }
                 Some(timeout) => {
                     let (guard, result) = self
                         .wake
                         .wait_timeout(signal, timeout)
-                        .unwrap_or_else(std::sync::PoisonError::into_inner);
+                        .unwrap_or_else(PoisonError::into_inner);
                     signal = guard;
                     if result.timed_out() && *signal == Signal::None {
                         return Parked::TimedOut;
@@ -153,6 +159,9 @@ struct Lane {
     word: AtomicU64,
     /// When it went idle last, counted in idlings of the whole port.
     idle_since: AtomicU64,
+    /// Threads that wait in it, or are about to. More than its holder only after it has changed
+    /// hands under a sleeper.
+    sleepers: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -183,7 +192,11 @@ impl Schedule {
     pub(crate) fn new(lanes: usize) -> Self {
         Self {
             lanes: (0..lanes)
-                .map(|_| Lane { word: AtomicU64::new(0), idle_since: AtomicU64::new(0) })
+                .map(|_| Lane {
+                    word: AtomicU64::new(0),
+                    idle_since: AtomicU64::new(0),
+                    sleepers: AtomicUsize::new(0),
+                })
                 .collect(),
             inner: Mutex::new(Inner {
                 parked: Vec::new(),
@@ -199,7 +212,7 @@ impl Schedule {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        lock(&self.inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn hold(&self, lane: usize) -> Hold {
@@ -356,23 +369,48 @@ impl Schedule {
 
     // ---- Sleeping in a lane ---------------------------------------------------------------
 
-    /// The holder of a lane is about to wait in it. False: it holds it no more. After this the
-    /// caller must look once more for work that was posted before it went idle.
-    pub(crate) fn idle(&self, lane: usize, worker: WorkerId) -> bool {
+    /// The holder of a lane waits in it. `work_waits` looks once more for work that was queued
+    /// before the lane went idle; if there is none, `wait` sleeps until a wake-up of the lane,
+    /// which may have come before. False: the lane has another holder now, and the worker stands
+    /// on the stack, or holds another lane.
+    pub(crate) fn doze(
+        &self,
+        lane: usize,
+        worker: WorkerId,
+        work_waits: impl FnOnce() -> bool,
+        wait: impl FnOnce(),
+    ) -> bool {
+        let place = &self.lanes[lane];
+        place.sleepers.fetch_add(1, Ordering::SeqCst);
         let turn = self.idlings.fetch_add(1, Ordering::Relaxed);
-        self.lanes[lane].idle_since.store(turn, Ordering::Relaxed);
-        self.swap(lane, Hold::Running(worker), Hold::Idle(worker))
+        place.idle_since.store(turn, Ordering::Relaxed);
+        if self.swap(lane, Hold::Running(worker), Hold::Idle(worker)) {
+            // Who queues work after this look finds the lane idle, and wakes it.
+            fence(Ordering::SeqCst);
+            if !work_waits() && !self.closed() {
+                wait();
+            }
+        }
+        place.sleepers.fetch_sub(1, Ordering::SeqCst);
+        self.swap(lane, Hold::Idle(worker), Hold::Running(worker)) || self.runs(lane, worker)
     }
 
-    /// The holder of a lane has stopped waiting in it. False: the lane was taken from it, and it
-    /// stands on the stack (or has been given another lane since).
-    pub(crate) fn resume(&self, lane: usize, worker: WorkerId) -> bool {
-        self.swap(lane, Hold::Idle(worker), Hold::Running(worker)) || self.runs(lane, worker)
+    /// Wakes those who still sleep in a lane that is not theirs any more, until they are gone: two
+    /// sleepers would both be woken by one completion, and one that stands on the stack could not
+    /// be reached there.
+    pub(crate) fn evict(&self, lane: usize, mut wake: impl FnMut()) {
+        let mut attempt = 0;
+        while self.lanes[lane].sleepers.load(Ordering::SeqCst) > 0 {
+            wake();
+            pause(attempt);
+            attempt += 1;
+        }
     }
 
     /// Work has come that any worker may take: picks the newest waiter, whose lane runs from now
     /// on and must be woken. None: nobody waits in a lane, so somebody running will come by.
     pub(crate) fn release_newest(&self) -> Option<usize> {
+        fence(Ordering::SeqCst);
         loop {
             let since = |lane: &usize| self.lanes[*lane].idle_since.load(Ordering::Relaxed);
             let lanes = 0..self.lanes.len();
@@ -494,11 +532,264 @@ impl Schedule {
     pub(crate) fn close(&self) -> Vec<usize> {
         let mut inner = self.lock();
         self.closed.store(true, Ordering::SeqCst);
+        // Who goes idle after this sees it, and who did before is seen below.
+        fence(Ordering::SeqCst);
         for worker in inner.parked.drain(..) {
             worker.notify(Signal::Watch);
         }
         self.parked.store(0, Ordering::SeqCst);
         let lanes = 0..self.lanes.len();
         lanes.filter(|&lane| matches!(self.hold(lane), Hold::Idle(_))).collect()
+    }
+}
+
+#[cfg(all(test, loom))]
+mod model {
+    //! Every interleaving of a few threads with the real schedule, on lanes that are condition
+    //! variables. The loop is the port's own, reduced to posted packets.
+
+    use loom::thread;
+
+    use super::*;
+
+    struct Model {
+        schedule: Schedule,
+        /// Wake-ups of each lane that nobody has taken.
+        wakes: Vec<(Mutex<usize>, Condvar)>,
+        queue: Mutex<usize>,
+        queued: AtomicUsize,
+        taken: AtomicUsize,
+    }
+
+    impl Model {
+        fn new(lanes: usize) -> Arc<Self> {
+            Arc::new(Self {
+                schedule: Schedule::new(lanes),
+                wakes: (0..lanes).map(|_| (Mutex::new(0), Condvar::new())).collect(),
+                queue: Mutex::new(0),
+                queued: AtomicUsize::new(0),
+                taken: AtomicUsize::new(0),
+            })
+        }
+
+        fn wake(&self, lane: usize) {
+            *self.wakes[lane].0.lock().unwrap() += 1;
+            self.wakes[lane].1.notify_all();
+        }
+
+        fn sleep(&self, lane: usize) {
+            let (wakes, woken) = &self.wakes[lane];
+            let mut count = wakes.lock().unwrap();
+            while *count == 0 {
+                count = woken.wait(count).unwrap();
+            }
+        }
+
+        fn post(&self) {
+            let mut queue = self.queue.lock().unwrap();
+            *queue += 1;
+            self.queued.store(*queue, Ordering::SeqCst);
+            drop(queue);
+            if let Some(lane) = self.schedule.release_newest() {
+                self.wake(lane);
+            }
+        }
+
+        fn take(&self, lane: usize) -> bool {
+            // The holder clears wake-ups out of its lane, as it does in the real queue.
+            *self.wakes[lane].0.lock().unwrap() = 0;
+            let mut queue = self.queue.lock().unwrap();
+            if *queue == 0 {
+                return false;
+            }
+            *queue -= 1;
+            self.queued.store(*queue, Ordering::SeqCst);
+            drop(queue);
+            let running = self.schedule.running() - self.schedule.extra();
+            assert!(running <= self.wakes.len(), "more run than may");
+            self.taken.fetch_add(1, Ordering::SeqCst);
+            true
+        }
+
+        fn close(&self) {
+            for lane in self.schedule.close() {
+                self.wake(lane);
+            }
+        }
+
+        /// Waits for one packet. False: closed.
+        fn wait(&self, worker: &Arc<Worker>) -> bool {
+            loop {
+                if self.schedule.closed() {
+                    return false;
+                }
+                let Some(lane) = self.schedule.lane_of(worker) else {
+                    match self.schedule.acquire(worker, true) {
+                        Acquired::Lane(_) => {}
+                        Acquired::Displaced(lane) => {
+                            self.schedule.evict(lane, || self.wake(lane));
+                        }
+                        Acquired::Refused => unreachable!("it wants to wait"),
+                        Acquired::Parked => {
+                            while !self.schedule.closed() && worker.park(None) != Parked::Lane {}
+                        }
+                    }
+                    continue;
+                };
+                if self.schedule.extra() > 0 {
+                    self.schedule.repay(worker);
+                    if !self.schedule.runs(lane, worker.id) {
+                        continue;
+                    }
+                }
+                if self.take(lane) {
+                    return true;
+                }
+                self.schedule.evict(lane, || self.wake(lane));
+                let work_waits = || self.queued.load(Ordering::SeqCst) > 0;
+                self.schedule.doze(lane, worker.id, work_waits, || self.sleep(lane));
+            }
+        }
+    }
+
+    fn check(model: impl Fn() + Sync + Send + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = builder.preemption_bound.or(Some(3));
+        builder.check(model);
+    }
+
+    fn worker(model: &Arc<Model>, id: WorkerId, packets: usize) -> thread::JoinHandle<Arc<Worker>> {
+        let model = model.clone();
+        thread::spawn(move || {
+            let worker = Worker::new(id, 0);
+            for _ in 0..packets {
+                assert!(model.wait(&worker), "closed before its packet came");
+            }
+            worker
+        })
+    }
+
+    #[test]
+    fn a_post_wakes_a_worker_that_is_about_to_sleep() {
+        check(|| {
+            let model = Model::new(1);
+            let one = worker(&model, 1, 2);
+            model.post();
+            model.post();
+            one.join().unwrap();
+            assert_eq!(model.taken.load(Ordering::SeqCst), 2);
+        });
+    }
+
+    #[test]
+    fn two_workers_take_two_packets_through_one_lane() {
+        check(|| {
+            let model = Model::new(1);
+            let run = |id| {
+                let model = model.clone();
+                thread::spawn(move || {
+                    let worker = Worker::new(id, 0);
+                    assert!(model.wait(&worker));
+                    // It exits, and its lane must reach the other.
+                    model.schedule.leave(&worker);
+                })
+            };
+            let (one, two) = (run(1), run(2));
+            model.post();
+            model.post();
+            one.join().unwrap();
+            two.join().unwrap();
+            assert_eq!(model.taken.load(Ordering::SeqCst), 2);
+        });
+    }
+
+    #[test]
+    fn closing_reaches_every_waiter() {
+        check(|| {
+            let model = Model::new(1);
+            let run = |id| {
+                let model = model.clone();
+                thread::spawn(move || while model.wait(&Worker::new(id, 0)) {})
+            };
+            let (one, two) = (run(1), run(2));
+            model.close();
+            one.join().unwrap();
+            two.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_blocked_worker_loses_its_lane_to_the_watch_and_waits_again() {
+        check(|| {
+            let model = Model::new(1);
+            let blocked = Worker::new(1, 0);
+            assert_eq!(model.schedule.acquire(&blocked, true), Acquired::Lane(0));
+            let watcher = {
+                let model = model.clone();
+                thread::spawn(move || {
+                    let worker = Worker::new(2, 0);
+                    match model.schedule.acquire(&worker, true) {
+                        Acquired::Parked => {
+                            model.schedule.take_over(0, 1, &worker);
+                        }
+                        Acquired::Displaced(lane) => {
+                            model.schedule.evict(lane, || model.wake(lane));
+                        }
+                        other => assert_eq!(other, Acquired::Lane(0)),
+                    }
+                    assert!(model.wait(&worker));
+                    model.schedule.leave(&worker);
+                })
+            };
+            model.post();
+            model.post();
+            // It comes back from its block and waits, with or without its lane.
+            assert!(model.wait(&blocked));
+            model.schedule.leave(&blocked);
+            watcher.join().unwrap();
+            assert_eq!(model.taken.load(Ordering::SeqCst), 2);
+        });
+    }
+
+    #[test]
+    fn a_declared_block_lets_another_worker_run() {
+        check(|| {
+            let model = Model::new(1);
+            let declared = Worker::new(1, 0);
+            assert_eq!(model.schedule.acquire(&declared, true), Acquired::Lane(0));
+            let other = worker(&model, 2, 1);
+            model.post();
+            // The block lasts until the other worker has taken the packet: it must get the lane.
+            model.schedule.leave(&declared);
+            let other = other.join().unwrap();
+            model.schedule.come_back(&declared);
+            model.schedule.leave(&other);
+            model.post();
+            assert!(model.wait(&declared));
+        });
+    }
+
+    #[test]
+    fn a_worker_that_ran_beyond_the_limit_is_given_a_lane_by_one_that_waits() {
+        check(|| {
+            let model = Model::new(1);
+            let (one, two) = (Worker::new(1, 0), Worker::new(2, 0));
+            assert_eq!(model.schedule.acquire(&one, true), Acquired::Lane(0));
+            model.schedule.come_back(&two);
+            assert_eq!(model.schedule.running(), 2);
+            let waits = {
+                let (model, one) = (model.clone(), one);
+                thread::spawn(move || {
+                    assert!(model.wait(&one));
+                    model.schedule.leave(&one);
+                })
+            };
+            model.post();
+            model.post();
+            assert!(model.wait(&two));
+            model.schedule.leave(&two);
+            waits.join().unwrap();
+            assert_eq!(model.schedule.running(), 0);
+        });
     }
 }

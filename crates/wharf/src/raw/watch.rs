@@ -24,8 +24,9 @@ use super::{
 };
 use crate::sync::lock;
 
-/// Two looks without progress make a block: so a first one is noticed within a millisecond.
-const SLOW: Duration = Duration::from_micros(400);
+/// A first block is noticed within a millisecond. A look costs a few microseconds, a good part of
+/// them for being woken: 1 % of a processor at this pace, while workers run.
+const SLOW: Duration = Duration::from_micros(900);
 const FAST: Duration = Duration::from_micros(50);
 /// How long after a block the watch stays fast.
 const ALERT: Duration = Duration::from_millis(30);
@@ -37,6 +38,7 @@ const HELP_FROM: u32 = 8;
 #[derive(Debug)]
 pub(crate) struct Watch {
     asleep: AtomicBool,
+    alert: AtomicBool,
     noticed: AtomicU64,
     /// Looks in a row that found no worker running.
     idle_looks: AtomicU32,
@@ -63,6 +65,7 @@ impl Watch {
     pub(crate) fn new(lanes: usize) -> Self {
         Self {
             asleep: AtomicBool::new(false),
+            alert: AtomicBool::new(false),
             noticed: AtomicU64::new(0),
             idle_looks: AtomicU32::new(0),
             state: Mutex::new(State {
@@ -76,6 +79,11 @@ impl Watch {
     /// Blocks noticed so far.
     pub(crate) fn noticed(&self) -> u64 {
         self.noticed.load(Ordering::Relaxed)
+    }
+
+    /// Whether a block was noticed a short while ago.
+    pub(crate) fn alert(&self) -> bool {
+        self.alert.load(Ordering::Relaxed)
     }
 
     /// Forgets a thread that is about to exit.
@@ -96,8 +104,7 @@ impl Watch {
             self.asleep.store(false, Ordering::SeqCst);
             self.idle_looks.store(0, Ordering::Relaxed);
         }
-        let alert = lock(&self.state).alert_until.is_some();
-        Some(if alert { FAST } else { SLOW })
+        Some(if self.alert() { FAST } else { SLOW })
     }
 
     /// How long a worker in an idle lane sleeps before it looks, where none is parked.
@@ -125,8 +132,8 @@ impl Watch {
         let now = Instant::now();
         if state.alert_until.is_some_and(|until| now >= until) {
             state.alert_until = None;
+            self.alert.store(false, Ordering::Relaxed);
         }
-        let alert = state.alert_until.is_some();
         let mut running = false;
         for (lane, ring) in port.lanes().iter().enumerate() {
             let holder = match port.schedule.hold(lane) {
@@ -144,12 +151,6 @@ impl Watch {
             if !waiting && ring.unsubmitted() == 0 {
                 continue;
             }
-            if gets_on && !alert {
-                if ring.ready() >= HELP_FROM {
-                    port.release_newest();
-                }
-                continue;
-            }
             let thread = port.schedule.holder(lane).filter(|worker| worker.id == holder);
             let Some(thread) = thread.map(|worker| worker.thread) else { continue };
             match state.doing(thread) {
@@ -164,11 +165,16 @@ impl Watch {
                     {
                         self.noticed.fetch_add(1, Ordering::Relaxed);
                         state.alert_until = Some(now + ALERT);
+                        self.alert.store(true, Ordering::Relaxed);
                         return true;
                     }
                     port.relieve(lane);
                 }
-                Doing::Runs if gets_on => {}
+                Doing::Runs if gets_on => {
+                    if ring.ready() >= HELP_FROM {
+                        port.release_newest();
+                    }
+                }
                 Doing::Runs => port.relieve(lane),
             }
         }

@@ -8,8 +8,9 @@ pub(crate) mod pool;
 pub(crate) mod ring;
 
 use std::{
-    io,
+    io::{self, Write},
     net::Shutdown,
+    os::{fd::AsRawFd, unix::net::UnixStream},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -32,6 +33,8 @@ pub(crate) struct Features {
     pub(crate) cooperative: bool,
     /// Provided-buffer rings (Linux 5.19).
     pub(crate) provided_buffers: bool,
+    /// IORING_RECVSEND_POLL_FIRST, and a completion that says whether more is there (Linux 5.19).
+    pub(crate) poll_first: bool,
     /// Waiting does not count as I/O wait (Linux 6.15).
     pub(crate) no_iowait: bool,
 }
@@ -92,8 +95,27 @@ impl Features {
         Ok(Self {
             cooperative: Ring::supports(abi::IORING_SETUP_COOP_TASKRUN),
             provided_buffers: Pool::new(&ring, 1, 4096, true).is_ok(),
+            poll_first: knows_poll_first(&ring).unwrap_or(false),
             no_iowait: ring.features() & abi::IORING_FEAT_NO_IOWAIT != 0,
         })
+    }
+}
+
+/// Tries a receive that polls first, on a throwaway socket that has data.
+fn knows_poll_first(ring: &Ring) -> io::Result<bool> {
+    let (mut one, other) = UnixStream::pair()?;
+    one.write_all(&[1])?;
+    let mut byte = [0];
+    let entry = Sqe { fd: other.as_raw_fd(), user_data: 1, ..Sqe::default() };
+    let entry = Sqe { ioprio: POLL_FIRST, ..receive(entry, byte.as_mut_ptr(), 1, 0) };
+    // SAFETY: the byte and the sockets live until the completion, which comes without anybody
+    // else's doing, because the data is there already.
+    unsafe { ring.push(&[entry])? };
+    loop {
+        ring.enter(1, None)?;
+        if let Some(cqe) = ring.pop(|_| true) {
+            return Ok(cqe.result == 1);
+        }
     }
 }
 
@@ -134,6 +156,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// How long a request pauses that the kernel says would block.
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
 
+#[expect(clippy::cast_possible_truncation, reason = "it is 1")]
+const POLL_FIRST: u16 = abi::IORING_RECVSEND_POLL_FIRST as u16;
+
 const DEADLINE_TAG: u64 = 1;
 /// The most one request may carry: Linux moves no more than this at once.
 const MAX_BYTES: usize = 0x7fff_f000;
@@ -152,6 +177,7 @@ impl Lane {
         let mut features = Features::probe()?;
         features.provided_buffers &= !setup.without_provided_buffers;
         features.cooperative &= !setup.without_cooperative;
+        features.poll_first &= !setup.without_cooperative;
         let mut size = RingSize {
             submissions: setup.submissions,
             completions: setup.submissions.saturating_mul(8),
@@ -301,9 +327,11 @@ impl Lane {
                 // SAFETY: `bytes` never exceeds `length`.
                 let rest = unsafe { buffer.add(op.bytes) };
                 let flags = if exact { libc::MSG_WAITALL } else { 0 };
-                receive(entry, rest, length - op.bytes, flags)
+                let entry = receive(entry, rest, length - op.bytes, flags);
+                Sqe { ioprio: self.poll_first(op), ..entry }
             }
             Request::ReceivePooled { .. } if self.features.provided_buffers => Sqe {
+                ioprio: self.poll_first(op),
                 flags: 1 << abi::io_uring_sqe_flags_bit::IOSQE_BUFFER_SELECT_BIT as u8,
                 buf_index: Pool::GROUP,
                 ..receive(entry, std::ptr::null_mut(), self.pool.size(), 0)
@@ -357,6 +385,11 @@ impl Lane {
         }
     }
 
+    /// A receive right after one that emptied the socket finds nothing: it saves a futile try.
+    fn poll_first(&self, op: &Operation) -> u16 {
+        if op.flags.emptied && self.features.poll_first { POLL_FIRST } else { 0 }
+    }
+
     /// Works out what an event means for its operation.
     ///
     /// # Safety
@@ -375,6 +408,7 @@ impl Lane {
             }
         } else {
             op.result = event.result;
+            op.flags.emptied = event.flags & abi::IORING_CQE_F_SOCK_NONEMPTY == 0;
             if event.flags & abi::IORING_CQE_F_BUFFER != 0 {
                 op.buffer = event.flags >> abi::IORING_CQE_BUFFER_SHIFT;
                 self.pool.taken();
