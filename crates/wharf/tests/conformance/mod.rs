@@ -1,0 +1,16 @@
+//! What every driver of a port must do, as tests.
+//!
+//! A file beside this directory mounts these modules for one driver or one variant of it, and says
+//! with `fn builder() -> wharf::Builder` how its ports are made.
+//!
+//! No test asserts that something was fast. A test waits, with a deadline that only a hang
+//! exceeds, for what must happen, and asserts orders, counts and values.
+
+mod lifecycle;
+mod operations;
+mod port;
+mod scheduling;
+mod serial;
+mod stress;
+mod support;
+mod tcp;

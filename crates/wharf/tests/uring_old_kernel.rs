@@ -1,0 +1,7 @@
+//! The conformance suite on io_uring as kernels before Linux 5.19 have it.
+
+mod conformance;
+
+fn builder() -> wharf::Builder {
+    wharf::Builder::new().pretend_old_kernel()
+}
