@@ -121,7 +121,6 @@ impl<M> Default for Extras<M> {
 
 impl<K, M> HandleShared<K, M> {
     /// Associates a descriptor and makes it known to its port.
-    #[expect(clippy::result_large_err, reason = "the descriptor comes back in it")]
     pub(crate) fn new(
         port: &Arc<PortShared<K, M>>,
         fd: OwnedFd,
@@ -139,7 +138,6 @@ impl<K, M> HandleShared<K, M> {
     }
 
     /// Starts an operation. Refused, its payload comes back.
-    #[expect(clippy::result_large_err, reason = "the payload comes back in it")]
     pub(crate) fn launch(
         self: &Arc<Self>,
         payload: Payload,

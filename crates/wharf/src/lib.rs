@@ -43,6 +43,7 @@ mod block;
 mod buf;
 mod error;
 mod port;
+mod probe;
 pub mod raw;
 mod stats;
 mod sync;
@@ -55,6 +56,7 @@ pub use crate::{
     buf::{Buf, Pooled},
     error::{Error, ErrorKind, Refused, Result},
     port::{Builder, Op, Packet, Port, Turn},
+    probe::{Feature, probe},
     raw::Wait,
     stats::Stats,
     tcp::{Incoming, Listener, Start, Stream},

@@ -160,7 +160,6 @@ pub(crate) struct PortShared<K: 'static, M: 'static> {
     pub(crate) raw: raw::Port,
     pub(crate) handles: Mutex<Slab<Weak<HandleShared<K, M>>>>,
     /// Idle blocks for posted values.
-    #[expect(clippy::vec_box, reason = "a block's address must not change")]
     posts: Mutex<Vec<Box<Block<K, M>>>>,
 }
 
@@ -383,7 +382,6 @@ where
     /// # Errors
     ///
     /// If the socket cannot be made; the buffer comes back.
-    #[expect(clippy::result_large_err, reason = "the buffer comes back in it")]
     pub fn connect_with(
         &self,
         address: SocketAddr,
@@ -413,7 +411,6 @@ where
     ///
     /// `Associated` if the socket belongs to a port already, `Closed` if the port is closed. The
     /// descriptor comes back.
-    #[expect(clippy::result_large_err, reason = "the descriptor comes back in it")]
     pub fn associate(
         &self,
         socket: impl Into<OwnedFd>,
@@ -427,7 +424,6 @@ where
     /// # Errors
     ///
     /// As for [`Self::associate`].
-    #[expect(clippy::result_large_err, reason = "the descriptor comes back in it")]
     pub fn associate_listener(
         &self,
         socket: impl Into<OwnedFd>,
@@ -533,7 +529,6 @@ where
     }
 
     /// A number of worker threads, to run a handler on.
-    #[must_use]
     pub fn workers(&self, threads: usize) -> Workers<'_, K, M> {
         Workers::new(self, threads)
     }

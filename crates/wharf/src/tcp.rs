@@ -120,7 +120,6 @@ fn refused(refused: Refused<Payload>) -> Refused<Buf> {
     Refused { error, value }
 }
 
-#[expect(clippy::result_large_err, reason = "the buffer comes back in it")]
 impl<K, M> Start<'_, K, M> {
     /// Gives the operation a value that comes back with its (last) packet.
     pub fn context(mut self, context: M) -> Self {
@@ -231,7 +230,6 @@ impl<K, M> Start<'_, K, M> {
     }
 }
 
-#[expect(clippy::result_large_err, reason = "the buffer comes back in it")]
 impl<K, M> Stream<K, M> {
     pub(crate) fn from_shared(shared: Arc<HandleShared<K, M>>) -> Self {
         Self { shared }
@@ -419,7 +417,6 @@ impl<K, M> Listener<K, M> {
     ///
     /// `Closed`, `QueueFull`, or `InvalidInput` for a buffer without room; it comes back.
     #[doc(alias = "AcceptEx")]
-    #[expect(clippy::result_large_err, reason = "the buffer comes back in it")]
     pub fn accept_first(
         &self,
         buf: impl Into<Buf>,

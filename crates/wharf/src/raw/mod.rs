@@ -174,7 +174,6 @@ impl Port {
     ///
     /// `Associated` if the socket belongs to a port already, through this descriptor or a
     /// duplicate of it; `Closed` if the port is closed. The descriptor comes back with the error.
-    #[expect(clippy::result_large_err, reason = "the descriptor comes back in it")]
     pub fn associate(&self, fd: OwnedFd, key: usize) -> Result<Handle, Refused<OwnedFd>> {
         if let Err(error) = self.shared.adopt(&fd) {
             return Err(Refused { error, value: fd });

@@ -75,8 +75,10 @@ struct Counters {
 /// about to come for it.
 const STEAL_FROM: u32 = 4;
 
-/// While handlers block, no more submissions than this wait for the next packet to be handled:
-/// should its handler block, they would wait with it.
+/// How many packets a worker takes before it enters the kernel to submit what they have started
+/// and to let the kernel complete what has come in, even if more are ready.
+const BATCH: u32 = 128;
+/// The same while handlers block: should the next one do, what waits would wait with it.
 const ALERT_BATCH: u32 = 8;
 
 /// A port, as its handles and its bound threads share it.
@@ -132,6 +134,8 @@ thread_local! {
     static BINDING: RefCell<Option<Box<Binding>>> = const { RefCell::new(None) };
     /// Whether the last packet this thread took came from the posted queue.
     static TURN: Cell<bool> = const { Cell::new(false) };
+    /// How many packets this thread has taken since it entered the kernel.
+    static PACKETS: Cell<u32> = const { Cell::new(0) };
 }
 
 static NEXT_WORKER: AtomicU64 = AtomicU64::new(1);
@@ -241,6 +245,7 @@ impl Shared {
     }
 
     fn submit(&self, lane: usize) {
+        PACKETS.with(|packets| packets.set(0));
         self.counters[lane].entries.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.lanes[lane].submit()
             && !is_transient(&error)
@@ -413,7 +418,8 @@ impl Shared {
                     continue;
                 }
             }
-            if self.watch.alert() && self.lanes[lane].unsubmitted() >= ALERT_BATCH {
+            let batch = if self.watch.alert() { ALERT_BATCH } else { BATCH };
+            if PACKETS.with(Cell::get) >= batch {
                 self.submit(lane);
             }
             if let Some(completion) = self.take(lane, retain) {
@@ -474,12 +480,16 @@ impl Shared {
     ) -> Option<Completion> {
         while let Some(event) = self.lanes[lane].pop(lane == own) {
             if let Some(completion) = self.complete(lane, event, retain) {
-                let packets = &self.counters[own].packets;
-                packets.fetch_add(1, Ordering::Relaxed);
+                self.count_packet(own);
                 return Some(completion);
             }
         }
         None
+    }
+
+    fn count_packet(&self, own: usize) {
+        PACKETS.with(|packets| packets.set(packets.get() + 1));
+        self.counters[own].packets.fetch_add(1, Ordering::Relaxed);
     }
 
     fn take_queued(&self, own: usize, retain: &dyn Fn(*mut Operation)) -> Option<Completion> {
@@ -496,7 +506,7 @@ impl Shared {
             };
             if completion.is_some() {
                 TURN.with(|turn| turn.set(true));
-                self.counters[own].packets.fetch_add(1, Ordering::Relaxed);
+                self.count_packet(own);
                 return completion;
             }
         }
@@ -590,6 +600,7 @@ impl Shared {
             worker.id,
             || self.queued.load(Ordering::SeqCst) > 0,
             || {
+                PACKETS.with(|packets| packets.set(0));
                 self.counters[lane].entries.fetch_add(1, Ordering::Relaxed);
                 result = self.lanes[lane].wait(timeout);
             },

@@ -395,6 +395,11 @@ impl Schedule {
         self.swap(lane, Hold::Idle(worker), Hold::Running(worker)) || self.runs(lane, worker)
     }
 
+    /// Whether somebody waits in a lane, or is on the way into or out of it.
+    pub(crate) fn has_sleepers(&self, lane: usize) -> bool {
+        self.lanes[lane].sleepers.load(Ordering::Relaxed) > 0
+    }
+
     /// Wakes those who still sleep in a lane that is not theirs any more, until they are gone: two
     /// sleepers would both be woken by one completion, and one that stands on the stack could not
     /// be reached there.

@@ -156,8 +156,8 @@ impl Watch {
             match state.doing(thread) {
                 Doing::Sleeps if !waiting => port.relieve(lane),
                 Doing::Sleeps => {
-                    // It may have gone on since: then it keeps its lane.
-                    if port.progress(lane) != progress {
+                    // It may have gone on since, or be about to wake up in its lane.
+                    if port.progress(lane) != progress || port.schedule.has_sleepers(lane) {
                         continue;
                     }
                     if let Some(watcher) = watcher

@@ -207,14 +207,6 @@ impl Lane {
         Ok(Self { ring, pool: Arc::new(pool), features })
     }
 
-    pub(crate) fn features(&self) -> Features {
-        self.features
-    }
-
-    pub(crate) fn ring_size(&self) -> RingSize {
-        self.ring.size()
-    }
-
     pub(crate) fn pool(&self) -> &Arc<Pool> {
         &self.pool
     }
@@ -422,7 +414,7 @@ impl Lane {
         let filling = step == Step::Again && op.step == 1;
         if op.buffer != NO_BUFFER && op.bytes == 0 && !filling {
             // It holds nothing.
-            self.pool.give_back(op.buffer as u16);
+            self.pool.give_back(u16::try_from(op.buffer).unwrap_or(0));
             op.buffer = NO_BUFFER;
         }
         step

@@ -86,7 +86,7 @@ impl Mapping {
     }
 
     fn atomic(&self, offset: u32) -> *const AtomicU32 {
-        debug_assert!(offset as usize + 4 <= self.length && offset % 4 == 0);
+        debug_assert!(offset as usize + 4 <= self.length && offset.is_multiple_of(4));
         // SAFETY: the offset comes from the kernel and lies inside the mapping.
         unsafe { self.address.as_ptr().add(offset as usize).cast::<AtomicU32>() }
     }
@@ -237,11 +237,6 @@ impl Ring {
         self.features
     }
 
-    /// The sizes the kernel gave.
-    pub(crate) fn size(&self) -> RingSize {
-        self.size
-    }
-
     fn load(counter: *const AtomicU32, order: Ordering) -> u32 {
         // SAFETY: only called with this ring's own counters, which live as long as the ring.
         unsafe { (*counter).load(order) }
@@ -274,7 +269,7 @@ impl Ring {
     /// What the entries point to must stay valid until their completions are taken.
     pub(crate) unsafe fn push(&self, entries: &[Sqe]) -> io::Result<()> {
         let _guard = self.submit.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = entries.len() as u32;
+        let count = u32::try_from(entries.len()).unwrap_or(u32::MAX);
         let mut attempts = 0;
         while self.size.submissions - self.unsubmitted() < count {
             match self.enter(0, None) {
@@ -286,8 +281,8 @@ impl Ring {
             attempts += 1;
         }
         let tail = Self::load(self.sq_tail, Ordering::Relaxed);
-        for (index, entry) in entries.iter().enumerate() {
-            let slot = tail.wrapping_add(index as u32) & self.sq_mask;
+        for (index, entry) in (0..).zip(entries) {
+            let slot = tail.wrapping_add(index) & self.sq_mask;
             // SAFETY: the slot lies inside the mapping (masked), belongs to the free part of the
             // queue (checked above) and is written only under the lock we hold.
             unsafe { self.sqes.address().cast::<Sqe>().add(slot as usize).write(*entry) };
