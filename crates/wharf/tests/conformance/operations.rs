@@ -549,6 +549,33 @@ fn a_pooled_buffer_outlives_its_port() {
     });
 }
 
+/// Would catch: a buffer of the pool that belongs to two connections at once, where a worker serves
+/// what was started in another's place.
+#[test]
+fn no_two_connections_share_a_buffer_of_the_pool() {
+    run(|| {
+        let port = build(crate::builder().concurrency(4).pool(64, 256));
+        let pump = Pump::new(&port, 1);
+        let connections: Vec<_> = (0..64).map(|_| pair(&port)).collect();
+        for round in 0..3 {
+            let mut held = Vec::new();
+            for (number, (stream, peer)) in connections.iter().enumerate() {
+                let token = Token::from(u64::try_from(number).unwrap());
+                stream.start().context(token).recv(Buf::pooled()).unwrap();
+                (&*peer).write_all(&pattern(number * 100 + round, 200)).unwrap();
+            }
+            for _ in 0..64 {
+                let packet = pump.next();
+                let number = usize::try_from(id(&packet)).unwrap();
+                held.push((number, received(packet)));
+            }
+            for (number, buf) in held {
+                assert!(buf[..] == pattern(number * 100 + round, 200), "of connection {number}");
+            }
+        }
+    });
+}
+
 /// Would catch: more data than a pooled buffer holds that is lost or overruns it.
 #[test]
 fn pooled_buffers_take_what_fits() {

@@ -8,7 +8,7 @@ use std::{
     panic::resume_unwind,
     process::Command,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicIsize, AtomicU64, AtomicUsize, Ordering},
         mpsc::{self, Receiver},
     },
@@ -296,10 +296,14 @@ unsafe impl GlobalAlloc for Watching {
 /// A size of buffer that is used here alone, and how many of it are alive.
 pub(crate) struct Size(usize);
 
+/// Sizes that have been used and are free again.
+static FREE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
 impl Size {
     pub(crate) fn new() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let index = NEXT.fetch_add(1, Ordering::SeqCst);
+        let free = FREE.lock().expect("not poisoned").pop();
+        let index = free.unwrap_or_else(|| NEXT.fetch_add(1, Ordering::SeqCst));
         assert!(index < SIZES, "raise SIZES");
         Self(index)
     }
@@ -314,6 +318,15 @@ impl Size {
 
     pub(crate) fn alive(&self) -> isize {
         ALIVE[self.0].load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Size {
+    fn drop(&mut self) {
+        // One of which something is left is not used again.
+        if self.alive() == 0 {
+            FREE.lock().expect("not poisoned").push(self.0);
+        }
     }
 }
 

@@ -1,0 +1,113 @@
+//! In the steady state an operation allocates nothing. A program of its own, because it counts
+//! every allocation there is.
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use wharf::{Buf, Builder, Op, Packet, Port, Stream, Wait};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// SAFETY: all is handed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, address: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(address, layout) };
+    }
+}
+
+/// How many allocations a piece of work makes.
+fn allocations(mut work: impl FnMut()) -> usize {
+    // The first rounds fill what is kept for the later ones.
+    (0..200).for_each(|_| work());
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    (0..1000).for_each(|_| work());
+    ALLOCATIONS.load(Ordering::SeqCst) - before
+}
+
+fn next(port: &Port<(), u64>) -> Packet<(), u64> {
+    match port.wait_for(Duration::from_secs(20)) {
+        Wait::Packet(packet) => packet,
+        other => panic!("no packet but {other:?}"),
+    }
+}
+
+/// One receive and one send, with the buffer that goes round.
+fn echo(port: &Port<(), u64>, stream: &Stream<(), u64>, mut peer: &TcpStream, buf: Buf) -> Buf {
+    let start = stream.start().context(1).deadline(Duration::from_secs(20));
+    start.recv(buf).unwrap();
+    peer.write_all(b"ping").unwrap();
+    let Op::Recv { stream, buf } = next(port).op else { panic!("not a receive") };
+    stream.send(buf).unwrap();
+    let Op::Send { mut buf, .. } = next(port).op else { panic!("not a send") };
+    let mut pong = [0; 4];
+    peer.read_exact(&mut pong).unwrap();
+    assert_eq!(&pong, b"ping");
+    if buf.as_mut().is_none() {
+        buf = Buf::pooled();
+    }
+    buf
+}
+
+/// Would catch: a block, a queue entry or a buffer that is made anew for every operation.
+///
+/// One test, because another one beside it would allocate too.
+#[test]
+fn operations_allocate_nothing_in_the_steady_state() {
+    for builder in [Builder::new(), Builder::new().pretend_old_kernel()] {
+        let port: Port<(), u64> = builder.concurrency(1).build().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        peer.set_nodelay(true).unwrap();
+        let stream = port.associate(listener.accept().unwrap().0, ()).unwrap();
+
+        let mut buf = Some(Buf::with_capacity(64));
+        let own = || buf = Some(echo(&port, &stream, &peer, buf.take().unwrap_or_default()));
+        assert_eq!(allocations(own), 0, "with a buffer of the program's");
+
+        let pooled = || drop(echo(&port, &stream, &peer, Buf::pooled()));
+        assert_eq!(allocations(pooled), 0, "with buffers of the pool");
+
+        let post = || {
+            (0..8).for_each(|id| port.post(id).unwrap());
+            (0..8).for_each(|_| drop(next(&port)));
+        };
+        assert_eq!(allocations(post), 0, "posting");
+
+        // Several in flight: their blocks are kept as well.
+        let several = || {
+            for id in 0..8 {
+                stream.start().context(id).send("x").unwrap();
+            }
+            (0..8).for_each(|_| drop(next(&port)));
+            (&peer).read_exact(&mut [0; 8]).unwrap();
+        };
+        assert_eq!(allocations(several), 0, "eight sends at once");
+
+        // A repeated receive.
+        stream.recv_each().unwrap();
+        let each = || {
+            (&peer).write_all(b"ping").unwrap();
+            assert!(next(&port).more);
+        };
+        assert_eq!(allocations(each), 0, "a repeated receive");
+        stream.cancel_all();
+        drop(next(&port));
+    }
+}
