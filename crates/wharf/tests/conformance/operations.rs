@@ -600,6 +600,28 @@ fn pooled_buffers_take_what_fits() {
     });
 }
 
+/// Would catch: a context that comes with the first packet of a repeated receive, or not at all.
+#[test]
+fn the_context_of_a_repeated_receive_comes_with_its_last_packet() {
+    run(|| {
+        let tally = Tally::default();
+        let port = port(1);
+        let (stream, mut peer) = pair(&port);
+        stream.start().context(tally.token(8)).recv_each().unwrap();
+        for _ in 0..3 {
+            assert!(poll(&port).is_none());
+            peer.write_all(b"x").unwrap();
+            let packet = next(&port);
+            assert!(packet.more && packet.context.is_none() && packet.result == Ok(1));
+        }
+        drop(peer);
+        let packet = next(&port);
+        assert_eq!((packet.more, packet.result, id(&packet)), (false, Ok(0), 8));
+        drop(packet);
+        tally.assert_even();
+    });
+}
+
 /// Would catch: a last packet of a repeated receive that brings data after all, when it is
 /// cancelled while data is there: the program would take it for the end and lose the bytes.
 #[test]

@@ -59,6 +59,21 @@ fn a_poll_takes_what_is_there() {
     });
 }
 
+/// Would catch: a deadline beyond what a clock can say, that overflows or is over at once.
+#[test]
+fn a_wait_may_be_longer_than_any_clock() {
+    run(|| {
+        let port = port(1);
+        let waiter = {
+            let port = port.clone();
+            thread::spawn(move || matches!(port.wait_for(Duration::MAX), Wait::Packet(_)))
+        };
+        until("it waits", || port.stats().waiting == 1);
+        port.post(Token::from(1)).unwrap();
+        assert!(join(waiter));
+    });
+}
+
 /// Would catch: a queue that is a stack, or one per thread.
 #[test]
 fn posted_packets_leave_in_order() {
