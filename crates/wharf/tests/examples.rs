@@ -20,10 +20,10 @@ fn example(name: &str) -> Option<Command> {
     let test = std::env::current_exe().expect("the system tells");
     let target = test.parent().and_then(Path::parent).expect("a target folder");
     let program = target.join("examples").join(name);
-    let built = program.metadata().and_then(|file| file.modified());
+    let changed = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let source = newest(&here.join("src")).max(newest(&here.join("examples")));
-    if built.is_err() || built.is_ok_and(|built| built < source) {
+    let own = changed(&here.join("examples").join(name).with_extension("rs"));
+    if changed(&program) < own.max(Some(newest(&here.join("src")))) {
         let _ = writeln!(
             std::io::stderr(),
             "SKIP example {name}: not built from today's source (cargo build -p wharf --examples)"

@@ -663,6 +663,44 @@ fn operations_survive_the_thread_that_started_them() {
     });
 }
 
+/// Would catch: an operation of which a part was done when its thread went: the kernel reports the
+/// part, and the rest is still to be done.
+#[test]
+fn a_part_that_is_done_when_a_thread_exits_is_not_all() {
+    run(|| {
+        const HALF: usize = 4 << 20;
+        let port = port(1);
+        let (plain, mut plain_peer) = pair(&port);
+        let (gathered, mut gathered_peer) = pair(&port);
+        let (exact, mut exact_peer) = pair(&port);
+        exact_peer.write_all(b"par").unwrap();
+        join(thread::spawn(move || {
+            // The sockets hold less than this.
+            plain.send(pattern(0, 2 * HALF)).unwrap();
+            let halves = vec![pattern(0, HALF).into(), pattern(HALF, HALF).into()];
+            gathered.send_vectored(halves).unwrap();
+            exact.recv_exact(Vec::with_capacity(8), 8).unwrap();
+        }));
+        let pump = Pump::new(&port, 1);
+        exact_peer.write_all(b"tial!").unwrap();
+        for peer in [&mut plain_peer, &mut gathered_peer] {
+            let mut got = vec![0; 2 * HALF];
+            peer.read_exact(&mut got).unwrap();
+            assert!(got == pattern(0, 2 * HALF));
+        }
+        for _ in 0..3 {
+            let packet = pump.next();
+            match packet.op {
+                Op::Recv { buf, .. } => assert_eq!(&buf[..], b"partial!"),
+                Op::Send { .. } | Op::SendVectored { .. } => {
+                    assert_eq!(packet.result, Ok(2 * HALF));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+}
+
 /// Would catch: the packets of an exited worker's operations that nobody looks for, when the
 /// workers that stay wait elsewhere and the one that kept watch is gone too.
 #[test]
