@@ -1,9 +1,9 @@
 //! An echo server in the classic shape: worker threads in a loop over packets, data per handle
-//! (the connection) and data per operation (what a packet is about).
+//! (the connection) and data per operation (which message it is about).
 //!
 //!     cargo run --release -p wharf --example echo_server -- 127.0.0.1:7000
 //!
-//! `echo_client` talks to it.
+//! It serves until Ctrl-C. `echo_client` talks to it.
 
 use std::{
     net::SocketAddr,
@@ -12,7 +12,7 @@ use std::{
 
 use wharf::{Buf, Op, Packet, Port, Result};
 
-/// Per-handle data: every packet of a connection leads to it.
+/// Per-handle data, the completion key: every packet of a connection leads to it.
 #[derive(Debug, Default)]
 struct Connection {
     peer: Option<SocketAddr>,
@@ -21,13 +21,15 @@ struct Connection {
 
 /// Per-operation data: comes back with the operation's packet.
 #[derive(Debug)]
-struct Round(u64);
+struct Message {
+    number: u64,
+}
 
 fn main() -> Result<()> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7000".into());
 
     // Zero: as many workers run at once as there are processors.
-    let port = Port::<Connection, Round>::new(0)?;
+    let port = Port::<Connection, Message>::new(0)?;
     let listener = port.listen(&*address, Connection::default())?;
     listener.accept()?; // and goes on accepting
     println!("listening tcp {}", listener.local_addr()?);
@@ -37,29 +39,33 @@ fn main() -> Result<()> {
     port.workers(threads).run(handle)
 }
 
-fn handle(packet: Packet<Connection, Round>) -> Result<()> {
-    // A failed operation ends here. Its connection is closed because the packet, which holds the
-    // last reference to it, is dropped.
+fn handle(packet: Packet<Connection, Message>) -> Result<()> {
+    // An operation that failed ends here. Its connection is closed because the packet, which
+    // holds the last reference to it, is dropped.
     let bytes = packet.bytes()?;
+    let number = packet.context.map_or(1, |message| message.number);
     match packet.op {
         Op::Accept { incoming: Some(new), .. } => {
             let peer = new.peer_addr().ok();
             let stream = new.associate(Connection { peer, ..Connection::default() })?;
-            stream.start().context(Round(1)).recv(Buf::pooled())?;
+            stream.start().context(Message { number: 1 }).recv(Buf::pooled())?;
         }
+        // Nothing was received: the peer has ended the connection, and so do we.
         Op::Recv { stream, .. } if bytes == 0 => {
             let Connection { peer, echoed } = stream.key();
-            println!("{peer:?} is done after {} bytes", echoed.load(Ordering::Relaxed));
+            let peer = peer.map_or_else(|| "somebody".into(), |peer| peer.to_string());
+            let (messages, bytes) = (number - 1, echoed.load(Ordering::Relaxed));
+            println!("{peer} is done: {bytes} bytes echoed, in {messages} messages");
         }
+        // The buffer that was received into is the one that is sent.
         Op::Recv { stream, buf } => {
-            let round = packet.context.unwrap_or(Round(0));
-            stream.start().context(round).send(buf)?;
+            stream.start().context(Message { number }).send(buf)?;
         }
+        // Everything is sent, and the buffer goes back to the pool here: the receive that follows
+        // takes one when data is there, so a connection that says nothing holds none.
         Op::Send { stream, .. } => {
             stream.key().echoed.fetch_add(bytes as u64, Ordering::Relaxed);
-            // The buffer goes back to the pool here: a connection that says nothing holds none.
-            let Round(number) = packet.context.unwrap_or(Round(0));
-            stream.start().context(Round(number + 1)).recv(Buf::pooled())?;
+            stream.start().context(Message { number: number + 1 }).recv(Buf::pooled())?;
         }
         _ => {}
     }
