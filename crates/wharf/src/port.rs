@@ -16,7 +16,10 @@ use crate::{
     block::{Block, Extras, HandleShared, Payload},
     buf::Buf,
     error::{Error, ErrorKind, Refused, Result},
-    raw::{self, Completion, Operation, Wait, port::Setup},
+    raw::{
+        self, Completion, Operation, Wait,
+        port::{Setup, deadline, left},
+    },
     stats::Stats,
     sync::lock,
     tcp::{Incoming, Listener, Stream},
@@ -449,6 +452,8 @@ where
 
     fn wait_until(&self, timeout: Option<Duration>) -> Wait<Packet<K, M>> {
         let shared = self.shared();
+        let deadline = deadline(timeout);
+        let mut timeout = timeout;
         loop {
             let kept = Cell::new(None);
             let waited = shared.raw.wait_retaining(timeout, &|operation| keep(operation, &kept));
@@ -461,6 +466,8 @@ where
             if let Some(packet) = shared.packet(completion, kept.into_inner()) {
                 return Wait::Packet(packet);
             }
+            // It was one without a packet: wait on, for as long as is left.
+            timeout = left(deadline).or(timeout);
         }
     }
 
@@ -595,6 +602,7 @@ impl<K, M> PortShared<K, M> {
         self.raw.close();
         for handle in self.live_handles() {
             handle.raw.close();
+            handle.raw.end_turns();
         }
     }
 

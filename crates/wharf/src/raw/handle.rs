@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    operation::{Direction, Operation, State},
+    operation::{Direction, NO_BUFFER, Operation, State},
     port::{Entry, Shared},
 };
 use crate::{
@@ -243,17 +243,18 @@ impl Handle {
         state: &mut Queues,
         operation: *mut Operation,
     ) -> std::io::Result<Option<u16>> {
-        let own = self.port.own_lane();
-        let lane = own.unwrap_or(state.lane);
-        state.lane = lane;
         // SAFETY: the caller's promise.
-        unsafe {
-            (*operation).lane = lane;
-            (*operation).flags.emptied = state.emptied;
-            (*operation).set_state(State::Submitted);
-            self.port.lane(lane).push(operation)?;
-        }
-        Ok(if own.is_some() { None } else { Some(lane) })
+        let op = unsafe { &mut *operation };
+        let own = self.port.own_lane();
+        // A buffer that it has taken from a lane's pool keeps it in that lane.
+        let lane = if op.buffer == NO_BUFFER { own.unwrap_or(state.lane) } else { op.lane };
+        state.lane = lane;
+        op.lane = lane;
+        op.flags.emptied = state.emptied;
+        op.set_state(State::Submitted);
+        // SAFETY: the caller's promise.
+        unsafe { self.port.lane(lane).push(operation)? };
+        Ok(if own == Some(lane) { None } else { Some(lane) })
     }
 
     /// Asks for one operation to be cancelled, from any thread. True: it was in flight. Its
@@ -270,6 +271,9 @@ impl Handle {
         operation: *const Operation,
         meant: &dyn Fn(*const Operation) -> bool,
     ) -> bool {
+        if self.port.check_process().is_err() {
+            return false;
+        }
         let mut state = lock(&self.state);
         if !state.holds(operation.cast_mut()) || !meant(operation) {
             return false;
@@ -284,6 +288,9 @@ impl Handle {
     /// that were.
     #[doc(alias = "CancelIoEx")]
     pub fn cancel_all(&self) -> usize {
+        if self.port.check_process().is_err() {
+            return 0;
+        }
         let mut count = 0;
         let mut lanes = Vec::new();
         let mut state = lock(&self.state);
@@ -356,6 +363,9 @@ impl Handle {
     /// when the handle is dropped.
     #[doc(alias = "closesocket")]
     pub fn close(&self) {
+        if self.port.check_process().is_err() {
+            return;
+        }
         let mut state = lock(&self.state);
         let first = !std::mem::replace(&mut state.closing, true);
         self.shut_if_done(&mut state);
@@ -429,11 +439,7 @@ impl Handle {
         if op.request.direction() == Direction::In {
             state.emptied = op.flags.emptied && op.bytes > 0;
         }
-        let again = op.request.repeats()
-            && op.status == 0
-            && (op.bytes > 0 || op.accepted >= 0)
-            && !op.flags.cancel
-            && !state.closing;
+        let again = op.request.repeats() && op.status == 0 && (op.bytes > 0 || op.accepted >= 0);
         if !again {
             self.leave_queues(state, operation);
         }
@@ -461,6 +467,16 @@ impl Handle {
     /// The operation is in flight on this handle, no event of it is outstanding, and the lock is
     /// held.
     pub(crate) unsafe fn again(&self, state: &mut Queues, operation: *mut Operation) {
+        // SAFETY: in flight, and the lock is held.
+        let op = unsafe { &mut *operation };
+        if op.flags.cancel || state.closing {
+            // Asked for between two submissions, when there was nothing to cancel.
+            op.status = -libc::ECANCELED;
+            op.set_state(State::Waiting);
+            self.leave_queues(state, operation);
+            self.port.enqueue(Entry::Ready(operation));
+            return;
+        }
         // SAFETY: the caller's promise.
         match unsafe { self.submit(state, operation) } {
             Ok(foreign) => self.port.owe(foreign),
@@ -483,6 +499,16 @@ impl Handle {
             // SAFETY: in flight, so alive; as `current` it was in no list.
             unsafe { state.floating.append(operation) };
             self.start_next(state, Direction::In);
+        }
+    }
+
+    /// Lets every packet out that waits for its turn: the port is closed, and nobody handles
+    /// packets any more.
+    pub(crate) fn end_turns(&self) {
+        let mut state = lock(&self.state);
+        state.serial = false;
+        while let Some(next) = state.deferred.take_first() {
+            self.port.enqueue(Entry::Ready(next));
         }
     }
 

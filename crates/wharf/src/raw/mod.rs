@@ -54,7 +54,7 @@ use std::{
     time::Duration,
 };
 
-use self::port::{Setup, Shared};
+use self::port::{Setup, Shared, deadline, left};
 pub use self::{
     handle::Handle,
     operation::{Gather, Operation, Request},
@@ -191,9 +191,13 @@ impl Port {
     /// Waits for one completion; see [`crate::Port::wait`].
     #[doc(alias = "GetQueuedCompletionStatus")]
     pub fn wait(&self, timeout: Option<Duration>) -> Wait<Completion> {
+        let deadline = deadline(timeout);
+        let mut timeout = timeout;
         loop {
             match self.shared.wait(timeout, &|_| {}) {
-                Wait::Packet(completion) if completion.silent => {}
+                Wait::Packet(completion) if completion.silent => {
+                    timeout = left(deadline).or(timeout);
+                }
                 waited => return waited,
             }
         }

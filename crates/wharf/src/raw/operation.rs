@@ -199,6 +199,8 @@ pub struct Operation {
     pub(crate) deadline: Option<Duration>,
     /// The deadline as the kernel reads it, at a fixed address.
     pub(crate) timespec: [i64; 2],
+    /// How long it pauses before it is tried again, likewise.
+    pub(crate) pause: [i64; 2],
     /// Bytes done so far.
     pub(crate) bytes: usize,
     /// What the kernel said of the last submission.
@@ -249,6 +251,7 @@ impl Operation {
             request,
             deadline: None,
             timespec: [0; 2],
+            pause: [0; 2],
             bytes: 0,
             result: 0,
             status: 0,

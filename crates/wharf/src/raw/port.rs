@@ -5,7 +5,7 @@ use std::{
     collections::{HashSet, VecDeque},
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -24,7 +24,7 @@ use crate::{
     sync::lock,
     sys::{
         fork::ForkGuard,
-        uring::{Event, Lane, Step, ring::is_transient},
+        uring::{Event, Lane, Popped, Step, ring::is_transient},
     },
 };
 
@@ -67,7 +67,9 @@ struct Counters {
     started: AtomicU64,
     finished: AtomicU64,
     /// The watch found its holder busy for long: its completions may be taken by anyone.
-    stuck: AtomicUsize,
+    stuck: AtomicBool,
+    /// A worker that waits elsewhere is woken when something can be taken here.
+    attended: AtomicBool,
 }
 
 /// How many completions must wait in the lane of a worker that runs before an idle worker helps
@@ -113,7 +115,7 @@ impl Drop for Binding {
             // What this thread had started but not submitted must not wait for the next holder.
             let _ = self.port.lanes[lane].submit();
         }
-        self.port.schedule.leave(&self.worker);
+        self.port.give_up_lane(&self.worker);
         self.port.watch.forget(self.worker.thread);
     }
 }
@@ -184,8 +186,9 @@ impl Shared {
         &self.lanes[usize::from(lane)]
     }
 
+    /// The lanes; none in a forked child, where their memory does not exist.
     pub(super) fn lanes(&self) -> &[Lane] {
-        &self.lanes
+        if self.guard.in_child() { &[] } else { &self.lanes }
     }
 
     pub(crate) fn closed(&self) -> bool {
@@ -244,9 +247,13 @@ impl Shared {
         self.submit_for(lane);
     }
 
-    fn submit(&self, lane: usize) {
+    fn enters(&self, lane: usize) {
         PACKETS.with(|packets| packets.set(0));
         self.counters[lane].entries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn submit(&self, lane: usize) {
+        self.enters(lane);
         if let Err(error) = self.lanes[lane].submit()
             && !is_transient(&error)
         {
@@ -315,6 +322,34 @@ impl Shared {
         }
     }
 
+    /// Ends a worker's hold on its lane. If nobody takes it over, a worker that waits elsewhere
+    /// must attend to what is still to come in it.
+    fn give_up_lane(&self, worker: &Worker) {
+        if self.schedule.leave(worker) && !self.guard.in_child() {
+            self.release_newest();
+        }
+    }
+
+    /// Before a worker sleeps: sees to it that it is woken when something can be taken from a lane
+    /// that nobody holds.
+    fn attend(&self, own: usize) {
+        if !self.schedule.any_free() {
+            return;
+        }
+        for (number, other) in (0..).zip(&self.lanes) {
+            let lane = usize::from(number);
+            let attended = &self.counters[lane].attended;
+            if lane == own || !self.schedule.is_free(lane) || attended.swap(true, Ordering::SeqCst)
+            {
+                continue;
+            }
+            if let Err(error) = self.lanes[own].attend(number, other) {
+                attended.store(false, Ordering::SeqCst);
+                log::error!("a lane that nobody holds could not be attended to: {error}");
+            }
+        }
+    }
+
     fn wake(&self, lane: usize) {
         self.counters[lane].entries.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.lanes[lane].wake() {
@@ -341,7 +376,7 @@ impl Shared {
             self.submit(lane);
         }
         if self.lanes[lane].ready() > 0 {
-            self.counters[lane].stuck.store(1, Ordering::Relaxed);
+            self.counters[lane].stuck.store(true, Ordering::Relaxed);
             self.release_newest();
         }
     }
@@ -384,6 +419,7 @@ impl Shared {
             return Wait::Broken(Error::of(ErrorKind::Closed, "wait"));
         };
         let waited = self.wait_as(worker, timeout, retain);
+        worker.end_wait();
         if matches!(waited, Wait::Closed) {
             self.unbind();
         }
@@ -397,8 +433,7 @@ impl Shared {
         retain: &dyn Fn(*mut Operation),
     ) -> Wait<Completion> {
         let polling = timeout == Some(Duration::ZERO);
-        // A deadline too far away to name is none.
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let deadline = deadline(timeout);
         loop {
             if self.closed() {
                 return Wait::Closed;
@@ -478,18 +513,33 @@ impl Shared {
         own: usize,
         retain: &dyn Fn(*mut Operation),
     ) -> Option<Completion> {
-        while let Some(event) = self.lanes[lane].pop(lane == own) {
+        while let Some(popped) = self.lanes[lane].pop() {
+            let event = match popped {
+                Popped::Event(event) => event,
+                Popped::Attend(other) => {
+                    self.counters[usize::from(other)].attended.store(false, Ordering::SeqCst);
+                    continue;
+                }
+                Popped::Wake if lane != own && self.schedule.has_sleepers(lane) => {
+                    // It was meant for somebody who sleeps there, and who may not have seen it.
+                    self.wake(lane);
+                    return None;
+                }
+                Popped::Wake => continue,
+            };
             if let Some(completion) = self.complete(lane, event, retain) {
-                self.count_packet(own);
+                self.count_packet(own, &completion);
                 return Some(completion);
             }
         }
         None
     }
 
-    fn count_packet(&self, own: usize) {
+    fn count_packet(&self, own: usize, completion: &Completion) {
         PACKETS.with(|packets| packets.set(packets.get() + 1));
-        self.counters[own].packets.fetch_add(1, Ordering::Relaxed);
+        if !completion.silent {
+            self.counters[own].packets.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn take_queued(&self, own: usize, retain: &dyn Fn(*mut Operation)) -> Option<Completion> {
@@ -504,10 +554,10 @@ impl Shared {
                 // SAFETY: as above.
                 Entry::Retry(operation) => unsafe { self.retry(operation, retain) },
             };
-            if completion.is_some() {
+            if let Some(completion) = completion {
                 TURN.with(|turn| turn.set(true));
-                self.count_packet(own);
-                return completion;
+                self.count_packet(own, &completion);
+                return Some(completion);
             }
         }
         None
@@ -519,10 +569,10 @@ impl Shared {
         for victim in (1..count).map(|distance| (own + distance) % count) {
             let ready = self.lanes[victim].ready();
             if ready == 0 {
-                self.counters[victim].stuck.store(0, Ordering::Relaxed);
+                self.counters[victim].stuck.store(false, Ordering::Relaxed);
                 continue;
             }
-            let stuck = self.counters[victim].stuck.load(Ordering::Relaxed) != 0
+            let stuck = self.counters[victim].stuck.load(Ordering::Relaxed)
                 || self.schedule.is_free(victim);
             if !stuck && ready < STEAL_FROM {
                 continue;
@@ -543,6 +593,10 @@ impl Shared {
                 Seat::Lane(lane)
             }
             Acquired::Refused => {
+                // Nobody may be there to see that the holder of a lane is blocked.
+                if self.setup.watch && self.watch.look(self, Some(worker)) {
+                    return Seat::Again;
+                }
                 self.schedule.run_extra(worker);
                 Seat::TimedOut
             }
@@ -590,29 +644,30 @@ impl Shared {
         deadline: Option<Instant>,
     ) -> Result<(), Error> {
         self.evict(lane);
+        self.attend(lane);
         // Without a parked worker to keep watch, the idle ones do, now and then.
         let watching = self.setup.watch && self.lanes.len() > 1 && self.schedule.parked() == 0;
-        let tick = watching.then(|| self.watch.idle_tick());
-        let timeout = earlier(left(deadline), tick);
         let mut result = Ok(());
-        let holds = self.schedule.doze(
-            lane,
-            worker.id,
-            || self.queued.load(Ordering::SeqCst) > 0,
-            || {
-                PACKETS.with(|packets| packets.set(0));
-                self.counters[lane].entries.fetch_add(1, Ordering::Relaxed);
-                result = self.lanes[lane].wait(timeout);
-            },
-        );
-        let timed_out = result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
-        if watching && timed_out {
+        let wait = || loop {
+            let tick = watching.then(|| self.watch.idle_tick());
+            let time_left = left(deadline);
+            self.enters(lane);
+            result = self.lanes[lane].wait(earlier(time_left, tick));
+            let ticked = watching
+                && time_left.is_none_or(|left| left > Duration::ZERO)
+                && result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
+            if !ticked {
+                break;
+            }
+            // It stays idle meanwhile: should there be something to do, the look wakes somebody.
             self.watch.look(self, None);
-        } else if watching {
-            self.watch.was_busy();
-        }
-        if holds {
+        };
+        let work_waits = || self.queued.load(Ordering::SeqCst) > 0;
+        if self.schedule.doze(lane, worker, work_waits, wait) {
             self.watch.rouse(self);
+        }
+        if watching {
+            self.watch.was_busy();
         }
         match result {
             Err(error) if is_transient(&error) => {
@@ -642,7 +697,7 @@ impl Shared {
         {
             self.submit(lane);
         }
-        self.schedule.leave(&worker);
+        self.give_up_lane(&worker);
         let _come_back = ComeBack(self, worker);
         work()
     }
@@ -847,10 +902,10 @@ impl Shared {
             running: self.schedule.running(),
             waiting: self.schedule.waiting(),
             queued: self.queued()
-                + self.lanes.iter().map(|lane| lane.ready() as usize).sum::<usize>(),
+                + self.lanes().iter().map(|lane| lane.ready() as usize).sum::<usize>(),
             in_flight: self.in_flight(),
             kernel_entries: sum(|counters| &counters.entries),
-            buffers_exhausted: self.lanes.iter().map(|lane| lane.pool().exhausted() as u64).sum(),
+            buffers_exhausted: self.lanes().iter().map(|lane| lane.pool().exhausted() as u64).sum(),
         }
     }
 
@@ -893,7 +948,13 @@ fn socket_inode(fd: &OwnedFd) -> io::Result<Option<u64>> {
     Ok((stat.st_mode & libc::S_IFMT == libc::S_IFSOCK).then_some(stat.st_ino))
 }
 
-fn left(deadline: Option<Instant>) -> Option<Duration> {
+/// When a wait that begins now is over. None: never, or too far away to name.
+pub(crate) fn deadline(timeout: Option<Duration>) -> Option<Instant> {
+    timeout.and_then(|timeout| Instant::now().checked_add(timeout))
+}
+
+/// How much of it is left.
+pub(crate) fn left(deadline: Option<Instant>) -> Option<Duration> {
     deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
 }
 

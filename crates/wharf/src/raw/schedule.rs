@@ -62,6 +62,8 @@ pub(crate) struct Worker {
     pub(crate) thread: i32,
     /// The lane it was last given, plus one. Whether it still holds it is the lane's word to say.
     lane: AtomicUsize,
+    /// When it began to wait, counted in waits of the whole port; 0 while it does not wait.
+    since: AtomicU64,
     signal: Mutex<Signal>,
     wake: Condvar,
 }
@@ -90,9 +92,15 @@ impl Worker {
             id,
             thread,
             lane: AtomicUsize::new(0),
+            since: AtomicU64::new(0),
             signal: Mutex::new(Signal::None),
             wake: Condvar::new(),
         })
+    }
+
+    /// It has what it waited for, or has given up.
+    pub(crate) fn end_wait(&self) {
+        self.since.store(0, Ordering::Relaxed);
     }
 
     /// The lane it was last given.
@@ -157,11 +165,13 @@ pub(crate) enum Acquired {
 #[derive(Debug)]
 struct Lane {
     word: AtomicU64,
-    /// When it went idle last, counted in idlings of the whole port.
+    /// Since when its holder waits, counted in waits of the whole port.
     idle_since: AtomicU64,
     /// Threads that wait in it, or are about to. More than its holder only after it has changed
     /// hands under a sleeper.
     sleepers: AtomicUsize,
+    /// Its holder has found nothing to do, and waits.
+    asleep: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -179,11 +189,13 @@ struct Inner {
 pub(crate) struct Schedule {
     lanes: Vec<Lane>,
     inner: Mutex<Inner>,
-    idlings: AtomicU64,
+    waits: AtomicU64,
     /// How many workers run without a lane.
     extra: AtomicUsize,
     /// How many workers are parked.
     parked: AtomicUsize,
+    /// How many lanes are free.
+    free: AtomicUsize,
     closed: AtomicBool,
     hand_overs: AtomicU64,
 }
@@ -196,6 +208,7 @@ impl Schedule {
                     word: AtomicU64::new(0),
                     idle_since: AtomicU64::new(0),
                     sleepers: AtomicUsize::new(0),
+                    asleep: AtomicBool::new(false),
                 })
                 .collect(),
             inner: Mutex::new(Inner {
@@ -203,9 +216,10 @@ impl Schedule {
                 holders: vec![None; lanes],
                 extra: Vec::new(),
             }),
-            idlings: AtomicU64::new(0),
+            waits: AtomicU64::new(1),
             extra: AtomicUsize::new(0),
             parked: AtomicUsize::new(0),
+            free: AtomicUsize::new(lanes),
             closed: AtomicBool::new(false),
             hand_overs: AtomicU64::new(0),
         }
@@ -236,6 +250,11 @@ impl Schedule {
             .is_ok()
     }
 
+    /// Whether there are lanes that nobody holds.
+    pub(crate) fn any_free(&self) -> bool {
+        self.free.load(Ordering::Relaxed) > 0
+    }
+
     /// Whether nobody holds this lane.
     pub(crate) fn is_free(&self, lane: usize) -> bool {
         self.hold(lane) == Hold::Free
@@ -251,8 +270,9 @@ impl Schedule {
     /// How many workers wait, in an idle lane or parked.
     pub(crate) fn waiting(&self) -> usize {
         let lanes = 0..self.lanes.len();
-        let idle = lanes.filter(|&lane| matches!(self.hold(lane), Hold::Idle(_))).count();
-        idle + self.parked()
+        let asleep = |lane: &usize| self.lanes[*lane].asleep.load(Ordering::Relaxed);
+        let idle = lanes.filter(|&lane| matches!(self.hold(lane), Hold::Idle(_)));
+        idle.filter(asleep).count() + self.parked()
     }
 
     pub(crate) fn parked(&self) -> usize {
@@ -294,6 +314,7 @@ impl Schedule {
         }
         for lane in 0..count {
             if self.swap(lane, Hold::Free, Hold::Running(worker.id)) {
+                self.free.fetch_sub(1, Ordering::SeqCst);
                 self.seat(&mut inner, lane, worker);
                 return Acquired::Lane(lane);
             }
@@ -329,6 +350,7 @@ impl Schedule {
     }
 
     fn push_parked(&self, inner: &mut Inner, worker: Arc<Worker>) {
+        self.begin_wait(&worker);
         inner.parked.push(worker);
         self.parked.store(inner.parked.len(), Ordering::SeqCst);
     }
@@ -369,6 +391,18 @@ impl Schedule {
 
     // ---- Sleeping in a lane ---------------------------------------------------------------
 
+    /// Since when a worker waits: from now on, if it did not before. A place on the stack or in
+    /// another lane does not make it newer.
+    fn begin_wait(&self, worker: &Worker) -> u64 {
+        let since = worker.since.load(Ordering::Relaxed);
+        if since > 0 {
+            return since;
+        }
+        let now = self.waits.fetch_add(1, Ordering::Relaxed);
+        worker.since.store(now, Ordering::Relaxed);
+        now
+    }
+
     /// The holder of a lane waits in it. `work_waits` looks once more for work that was queued
     /// before the lane went idle; if there is none, `wait` sleeps until a wake-up of the lane,
     /// which may have come before. False: the lane has another holder now, and the worker stands
@@ -376,19 +410,21 @@ impl Schedule {
     pub(crate) fn doze(
         &self,
         lane: usize,
-        worker: WorkerId,
+        worker: &Worker,
         work_waits: impl FnOnce() -> bool,
         wait: impl FnOnce(),
     ) -> bool {
         let place = &self.lanes[lane];
         place.sleepers.fetch_add(1, Ordering::SeqCst);
-        let turn = self.idlings.fetch_add(1, Ordering::Relaxed);
-        place.idle_since.store(turn, Ordering::Relaxed);
+        place.idle_since.store(self.begin_wait(worker), Ordering::Relaxed);
+        let worker = worker.id;
         if self.swap(lane, Hold::Running(worker), Hold::Idle(worker)) {
             // Who queues work after this look finds the lane idle, and wakes it.
             fence(Ordering::SeqCst);
             if !work_waits() && !self.closed() {
+                place.asleep.store(true, Ordering::Relaxed);
                 wait();
+                place.asleep.store(false, Ordering::Relaxed);
             }
         }
         place.sleepers.fetch_sub(1, Ordering::SeqCst);
@@ -431,16 +467,15 @@ impl Schedule {
 
     // ---- Giving a lane up -----------------------------------------------------------------
 
-    /// The holder of a running lane gives it up: to the newest parked worker, or to nobody.
-    pub(crate) fn leave(&self, worker: &Worker) {
+    /// The holder of a running lane gives it up: to the newest parked worker, or to nobody. True:
+    /// to nobody, so that another worker must attend to it.
+    pub(crate) fn leave(&self, worker: &Worker) -> bool {
         let mut inner = self.lock();
         self.forget_extra(&mut inner, worker.id);
-        if let Some(lane) = self.lane_of(worker) {
-            self.vacate(&mut inner, lane, worker.id);
-        }
+        self.lane_of(worker).is_some_and(|lane| self.vacate(&mut inner, lane, worker.id))
     }
 
-    fn vacate(&self, inner: &mut Inner, lane: usize, holder: WorkerId) {
+    fn vacate(&self, inner: &mut Inner, lane: usize, holder: WorkerId) -> bool {
         let from = Hold::Running(holder);
         if let Some(extra) = inner.extra.pop() {
             if self.swap(lane, from, Hold::Running(extra.id)) {
@@ -449,14 +484,16 @@ impl Schedule {
                 inner.extra.push(extra);
             }
             self.extra.store(inner.extra.len(), Ordering::SeqCst);
-            return;
+            return false;
         }
         let heir = if self.closed() { None } else { inner.parked.last().cloned() };
         let Some(heir) = heir else {
-            if self.swap(lane, from, Hold::Free) {
+            let freed = self.swap(lane, from, Hold::Free);
+            if freed {
                 inner.holders[lane] = None;
+                self.free.fetch_add(1, Ordering::SeqCst);
             }
-            return;
+            return freed;
         };
         if self.swap(lane, from, Hold::Running(heir.id)) {
             self.pop_parked(inner);
@@ -467,6 +504,7 @@ impl Schedule {
                 top.notify(Signal::Watch);
             }
         }
+        false
     }
 
     /// A worker is back from a block it had declared, or has noticed that it lost its lane in one
@@ -479,6 +517,7 @@ impl Schedule {
         }
         for lane in 0..self.lanes.len() {
             if self.swap(lane, Hold::Free, Hold::Running(worker.id)) {
+                self.free.fetch_sub(1, Ordering::SeqCst);
                 self.seat(&mut inner, lane, worker);
                 return;
             }
@@ -503,17 +542,18 @@ impl Schedule {
         self.extra.store(inner.extra.len(), Ordering::SeqCst);
     }
 
-    /// The watch has found that the holder of a running lane is blocked: the watching worker,
-    /// which stands on the stack, takes the lane. False: one of the two has moved on.
+    /// The watch has found that the holder of a running lane is blocked: the watching worker takes
+    /// the lane. False: one of the two has moved on.
     pub(crate) fn take_over(&self, lane: usize, blocked: WorkerId, watcher: &Arc<Worker>) -> bool {
         let mut inner = self.lock();
-        let Some(place) = inner.parked.iter().position(|parked| parked.id == watcher.id) else {
-            return false;
-        };
-        if self.closed() || !self.swap(lane, Hold::Running(blocked), Hold::Running(watcher.id)) {
+        // It may have been given a lane while it looked.
+        if self.closed()
+            || self.lane_of(watcher).is_some()
+            || !self.swap(lane, Hold::Running(blocked), Hold::Running(watcher.id))
+        {
             return false;
         }
-        inner.parked.remove(place);
+        inner.parked.retain(|parked| parked.id != watcher.id);
         self.parked.store(inner.parked.len(), Ordering::SeqCst);
         self.seat(&mut inner, lane, watcher);
         self.hand_overs.fetch_add(1, Ordering::Relaxed);
@@ -648,11 +688,12 @@ mod model {
                     }
                 }
                 if self.take(lane) {
+                    worker.end_wait();
                     return true;
                 }
                 self.schedule.evict(lane, || self.wake(lane));
                 let work_waits = || self.queued.load(Ordering::SeqCst) > 0;
-                self.schedule.doze(lane, worker.id, work_waits, || self.sleep(lane));
+                self.schedule.doze(lane, worker, work_waits, || self.sleep(lane));
             }
         }
     }

@@ -125,8 +125,8 @@ impl Watch {
         }
     }
 
-    /// Looks at every lane. `watcher` is the parked worker that looks, and takes the first lane
-    /// whose holder is blocked: true. An idle worker that looks has a lane, and takes none.
+    /// Looks at every running lane. `watcher`, a worker without a lane that looks, takes the first
+    /// one whose holder is blocked: true.
     pub(crate) fn look(&self, port: &Shared, watcher: Option<&Arc<Worker>>) -> bool {
         let mut state = lock(&self.state);
         let now = Instant::now();

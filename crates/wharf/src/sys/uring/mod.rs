@@ -113,7 +113,7 @@ fn knows_poll_first(ring: &Ring) -> io::Result<bool> {
     unsafe { ring.push(&[entry])? };
     loop {
         ring.enter(1, None)?;
-        if let Some(cqe) = ring.pop(|_| true) {
+        if let Some(cqe) = ring.pop() {
             return Ok(cqe.result == 1);
         }
     }
@@ -136,6 +136,17 @@ pub(crate) struct Event {
     flags: u32,
 }
 
+/// What a worker takes from a lane.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Popped {
+    /// Something of an operation's.
+    Event(Event),
+    /// Nothing but a wake-up of whoever sleeps in the lane.
+    Wake,
+    /// The lane of this number, which nobody waits in, has something to take.
+    Attend(u16),
+}
+
 /// What has to be done with an operation after one of its events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -153,13 +164,18 @@ pub(crate) enum Step {
 
 /// How long an accept pauses when there are no descriptors or no memory for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// How long a connect pauses that finds the socket connecting already.
+const CONNECT_PAUSE: Duration = Duration::from_millis(10);
 /// How long a request pauses that the kernel says would block.
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
 
 #[expect(clippy::cast_possible_truncation, reason = "it is 1")]
 const POLL_FIRST: u16 = abi::IORING_RECVSEND_POLL_FIRST as u16;
 
+/// What the low bits of a completion's user data say of it, beside the operation's address.
+const TAGS: u64 = 7;
 const DEADLINE_TAG: u64 = 1;
+const ATTEND_TAG: u64 = 2;
 /// The most one request may carry: Linux moves no more than this at once.
 const MAX_BYTES: usize = 0x7fff_f000;
 
@@ -220,19 +236,29 @@ impl Lane {
         self.ring.ready().max(u32::from(self.ring.overflowed()))
     }
 
-    /// Takes the oldest completion of an operation. Only the lane's holder takes wake-ups out of
-    /// the way: a thief leaves them for the sleeper they are meant for.
-    pub(crate) fn pop(&self, holder: bool) -> Option<Event> {
-        loop {
-            let wanted = |cqe: &Cqe| holder || cqe.user_data != 0;
-            let Cqe { user_data, result, flags } = self.ring.pop(wanted)?;
-            let operation = (user_data & !DEADLINE_TAG) as *mut Operation;
-            // Wake-ups and cancellations carry no operation: nothing waits for their outcome.
-            if !operation.is_null() {
-                let deadline = user_data & DEADLINE_TAG != 0;
-                return Some(Event { operation, deadline, result, flags });
-            }
-        }
+    /// Takes the oldest completion.
+    pub(crate) fn pop(&self) -> Option<Popped> {
+        let Cqe { user_data, result, flags } = self.ring.pop()?;
+        let operation = user_data & !TAGS;
+        Some(match user_data & TAGS {
+            ATTEND_TAG => Popped::Attend(u16::try_from(operation / (TAGS + 1)).unwrap_or(0)),
+            // Cancellations carry no operation either: nothing waits for their outcome.
+            _ if operation == 0 => Popped::Wake,
+            tag => Popped::Event(Event {
+                operation: operation as *mut Operation,
+                deadline: tag == DEADLINE_TAG,
+                result,
+                flags,
+            }),
+        })
+    }
+
+    /// Wakes who waits in this lane, once, when there is something to take from another.
+    pub(crate) fn attend(&self, number: u16, other: &Self) -> io::Result<()> {
+        let ring = Sqe { fd: other.ring.fd(), ..Sqe::default() };
+        let user_data = u64::from(number) * (TAGS + 1) | ATTEND_TAG;
+        // SAFETY: a poll points to nothing.
+        unsafe { self.ring.push(&[Sqe { user_data, ..poll_in(ring) }]) }
     }
 
     /// Enters the kernel without waiting: submits what is queued.
@@ -308,7 +334,7 @@ impl Lane {
             return Sqe {
                 opcode: abi::io_uring_op::IORING_OP_TIMEOUT as u8,
                 fd: -1,
-                addr: op.timespec.as_ptr() as u64,
+                addr: op.pause.as_ptr() as u64,
                 len: 1,
                 ..entry
             };
@@ -429,7 +455,6 @@ impl Lane {
     unsafe fn evaluate(&self, op: &mut Operation) -> Step {
         if op.flags.pausing {
             op.flags.pausing = false;
-            op.timespec = [0; 2];
             return if op.flags.cancel { fail(op, libc::ECANCELED) } else { Step::Again };
         }
         let Ok(done) = usize::try_from(op.result) else {
@@ -482,8 +507,12 @@ impl Lane {
         let accepting = op.accepted < 0
             && matches!(op.request, Request::Accept { .. } | Request::AcceptFirst { .. });
         match (errno, op.request) {
-            (libc::ECANCELED, _) if op.flags.expired => fail(op, libc::ETIMEDOUT),
-            (libc::ECANCELED, _) if op.flags.cancel => fail(op, libc::ECANCELED),
+            (libc::ECANCELED, request) if op.flags.expired || op.flags.cancel => {
+                if matches!(request, Request::Connect { .. }) {
+                    give_up_connecting(op);
+                }
+                fail(op, if op.flags.expired { libc::ETIMEDOUT } else { libc::ECANCELED })
+            }
             // The thread that had submitted it is gone, and took the request with it.
             (libc::ECANCELED | libc::EINTR, _) => {
                 op.step = u8::from(matches!(op.request, Request::Connect { .. }));
@@ -494,9 +523,13 @@ impl Lane {
                 op.step = 0;
                 Step::Again
             }
-            // A connect that was submitted anew meets what the first one has begun.
+            // A connect meets what an earlier one has begun: the same one, submitted from a thread
+            // that is gone, or another that was given up.
             (libc::EISCONN, Request::Connect { .. }) if op.step == 1 => Step::Finish,
-            (libc::EALREADY, Request::Connect { .. }) if op.step == 1 => pause(op, BUSY_PAUSE),
+            (libc::EALREADY, Request::Connect { .. }) => {
+                op.step = 1;
+                pause(op, CONNECT_PAUSE)
+            }
             (libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM, _) if accepting => {
                 log::warn!(
                     "accept: {}; trying again in {ACCEPT_PAUSE:?}",
@@ -550,6 +583,18 @@ fn fail(op: &mut Operation, errno: i32) -> Step {
     Step::Finish
 }
 
+/// Makes the socket forget a connect that was cancelled: the kernel would go on with it, and a
+/// later connect would meet it.
+fn give_up_connecting(op: &Operation) {
+    static UNSPECIFIED: libc::sockaddr = libc::sockaddr { sa_family: 0, sa_data: [0; 14] };
+    const _: () = assert!(libc::AF_UNSPEC == 0);
+    // SAFETY: an operation in flight has a handle, which outlives it; the address lives across
+    // the call.
+    unsafe {
+        libc::connect((*op.handle).fd(), &raw const UNSPECIFIED, 16);
+    }
+}
+
 /// Submits the rest, unless somebody wants the operation to end here.
 fn go_on(op: &mut Operation) -> Step {
     if op.flags.cancel {
@@ -566,7 +611,7 @@ fn pause(op: &mut Operation, pause: Duration) -> Step {
         return fail(op, libc::ECANCELED);
     }
     op.flags.pausing = true;
-    op.timespec = [0, i64::from(pause.subsec_nanos())];
+    op.pause = [0, i64::from(pause.subsec_nanos())];
     Step::Again
 }
 

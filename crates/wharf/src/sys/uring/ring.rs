@@ -292,8 +292,12 @@ impl Ring {
         Ok(())
     }
 
-    /// Takes the oldest completion, if `wanted` says so. Any thread may call this at any time.
-    pub(crate) fn pop(&self, wanted: impl Fn(&Cqe) -> bool) -> Option<Cqe> {
+    pub(crate) fn fd(&self) -> i32 {
+        self.fd.as_raw_fd()
+    }
+
+    /// Takes the oldest completion. Any thread may call this at any time.
+    pub(crate) fn pop(&self) -> Option<Cqe> {
         // SAFETY: the head counter lives as long as the ring.
         let head_counter = unsafe { &*self.cq_head };
         let mut head = head_counter.load(Ordering::Acquire);
@@ -309,9 +313,6 @@ impl Ring {
             let user_data = words[0].load(Ordering::Relaxed);
             let [low, high] = split(words[1].load(Ordering::Relaxed));
             let cqe = Cqe { user_data, result: low.cast_signed(), flags: high };
-            if !wanted(&cqe) {
-                return None;
-            }
             match head_counter.compare_exchange_weak(
                 head,
                 head.wrapping_add(1),
@@ -418,7 +419,7 @@ mod tests {
         }
         let mut seen = Vec::new();
         while seen.len() < 64 {
-            match ring.pop(|_| true) {
+            match ring.pop() {
                 Some(cqe) => seen.push(cqe.user_data),
                 None => ring.enter(1, Some(Duration::from_secs(5))).unwrap(),
             }
@@ -429,13 +430,13 @@ mod tests {
     #[test]
     fn two_threads_take_each_completion_once() {
         let ring = Ring::new(RingSize { submissions: 64, completions: 128 }, true).unwrap();
-        let taken = std::sync::atomic::AtomicU64::new(0);
-        let sum = std::sync::atomic::AtomicU64::new(0);
+        let taken = AtomicU64::new(0);
+        let sum = AtomicU64::new(0);
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
                     while taken.load(Ordering::Relaxed) < 10_000 {
-                        if let Some(cqe) = ring.pop(|_| true) {
+                        if let Some(cqe) = ring.pop() {
                             taken.fetch_add(1, Ordering::Relaxed);
                             sum.fetch_add(cqe.user_data, Ordering::Relaxed);
                         }
