@@ -49,7 +49,8 @@ system chooses the port.
 
 SIGTERM or SIGINT drains: nothing more is accepted, and connections are served until their peers
 close them, or are closed once they have been quiet for a moment with nothing left to send. What
-is left after --drain seconds is cut, and so is everything at a second signal. The exit code is 0.")]
+is left after --drain seconds is cut, and so is everything at a second signal. The exit code is 0
+(1 if the server could not start).")]
 pub(crate) struct Serve {
     /// Where to listen; may be given more than once
     #[arg(long, value_name = "ADDR", required = true, value_parser = address)]
@@ -70,6 +71,11 @@ pub(crate) struct Serve {
     /// How many workers may run at once; 0: as many as there are processors
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = number(0, 1024))]
     pub(crate) concurrency: usize,
+
+    /// Buffers of 8 KiB for each worker that may run: only so many connections at once have data
+    /// that was received and not handled, or not sent on
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = number(1, 32_768))]
+    pub(crate) buffers: usize,
 
     /// How long a drain may take
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]

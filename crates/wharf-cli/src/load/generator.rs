@@ -34,6 +34,8 @@ const ECHO_PATIENCE: Duration = Duration::from_secs(5);
 const BATCH: usize = 64;
 /// The longest wait: after it, it looks whether it has been told to stop.
 const TICK: Duration = Duration::from_millis(50);
+/// How many bytes the pool of a thread has at most.
+const POOL_BYTES_MAX: usize = 64 << 20;
 /// The largest piece that is sent at once.
 const PIECE_MAX: usize = 64 << 10;
 /// How many idle buffers for pieces are kept.
@@ -117,9 +119,10 @@ impl<'a> Generator<'a> {
         shared: &'a Shared,
         progress: &'a Progress,
     ) -> wharf::Result<Self> {
-        let piece = options.size.next_power_of_two().clamp(4 << 10, PIECE_MAX);
-        // Enough for a batch, and few enough to stay in the processor's cache.
-        let port = Builder::new().concurrency(1).pool(4 * BATCH, piece).build()?;
+        let piece = options.size.next_power_of_two().clamp(2 << 10, PIECE_MAX);
+        // A buffer for every connection, so that echoes that are there are never kept waiting.
+        let pool = numbers.len().clamp(4 * BATCH, POOL_BYTES_MAX / piece);
+        let port = Builder::new().concurrency(1).pool(pool, piece).build()?;
         let peers = numbers.map(|number| Peer::new(content(options, number as u64))).collect();
         Ok(Self {
             options,
@@ -155,6 +158,7 @@ impl<'a> Generator<'a> {
         {
             self.tally.fail(1, &error.to_string());
         }
+        log::debug!("{:?}", self.port.stats());
         self.shared.ended.fetch_add(1, Ordering::SeqCst);
         self.tally
     }

@@ -109,7 +109,7 @@ fn resolve(target: &str) -> anyhow::Result<SocketAddr> {
     let answers = |address: &&SocketAddr| {
         addresses.len() == 1 || TcpStream::connect_timeout(address, TRIAL_PATIENCE).is_ok()
     };
-    let chosen = addresses.iter().find(answers).or(addresses.first());
+    let chosen = addresses.iter().find(answers).or_else(|| addresses.first());
     chosen.copied().with_context(|| format!("{target} has no address"))
 }
 

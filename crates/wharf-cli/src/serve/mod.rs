@@ -33,6 +33,9 @@ use crate::{
 /// How many workers the service block has at least: most of them sleep.
 const BLOCK_WORKERS_MIN: usize = 16;
 
+/// The size of the pools' buffers.
+const BUFFER_BYTES: usize = 8 << 10;
+
 /// Serves until it is told to stop.
 pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
     limits::raise_descriptors();
@@ -41,6 +44,7 @@ pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
 
     let port: Port<Key> = Builder::new()
         .concurrency(options.concurrency)
+        .pool(options.buffers, BUFFER_BYTES)
         .build()
         .context("cannot make a completion port (wharf doctor says more)")?;
     let totals = Arc::new(Totals::default());
@@ -65,6 +69,7 @@ pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
         listeners,
         totals: &totals,
         service: options.service,
+        buffers: options.buffers,
         patience: options.drain,
     };
     let end_of_signals = signals.handle();

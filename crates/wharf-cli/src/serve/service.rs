@@ -34,6 +34,8 @@ pub(super) struct Connection {
     received: AtomicU64,
     sent: AtomicU64,
     fate: AtomicU8,
+    /// What is being sent lies in memory of its own, and not in a buffer of the pool.
+    moved: AtomicBool,
     /// Bytes received and sent when the supervisor last looked.
     seen: AtomicU64,
     /// The supervisor has asked for the end.
@@ -57,6 +59,7 @@ impl Connection {
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             fate: AtomicU8::new(Fate::Cut as u8),
+            moved: AtomicBool::new(false),
             seen: AtomicU64::new(u64::MAX),
             ending: AtomicBool::new(false),
             totals,
@@ -70,6 +73,11 @@ impl Connection {
     /// Whether something that was received has not been sent yet.
     pub(super) fn owes(&self) -> bool {
         self.sent.load(Ordering::Relaxed) != self.received.load(Ordering::Relaxed)
+    }
+
+    /// Whether it holds a buffer of the pool.
+    pub(super) fn holds_buffer(&self) -> bool {
+        self.owes() && !self.moved.load(Ordering::Relaxed)
     }
 
     /// Whether nothing has moved since this was last asked. For the supervisor alone.
@@ -293,6 +301,7 @@ impl Server {
             Ok(_) if self.service == Service::Block => self.receive(stream, buf),
             Ok(_) => {
                 drop(buf);
+                connection.moved.store(false, Ordering::Relaxed);
                 self.receive(stream, Buf::pooled())
             }
             // The peer does not read, and others need the pool's buffers: the rest waits in
@@ -300,6 +309,7 @@ impl Server {
             Err(error) if error.is_cancelled() && bytes < buf.len() => {
                 let rest = buf[bytes..].to_vec();
                 drop(buf);
+                connection.moved.store(true, Ordering::Relaxed);
                 Ok(stream.send(rest)?)
             }
             Err(error) => Err(error),

@@ -25,6 +25,8 @@ pub(super) struct Supervisor<'a> {
     pub(super) listeners: Vec<Listener<Key>>,
     pub(super) totals: &'a Totals,
     pub(super) service: Service,
+    /// Buffers in the pool of each running slot.
+    pub(super) buffers: usize,
     /// How long a drain may take.
     pub(super) patience: Duration,
 }
@@ -44,7 +46,7 @@ impl Supervisor<'_> {
     /// Waits for a signal, drains, and closes the port. Nothing is returned if the port was closed
     /// by somebody else.
     pub(super) fn run(self, signals: &Receiver<()>) -> Option<Verdict> {
-        let mut exhausted = 0;
+        let (mut exhausted, mut held) = (0, 0);
         loop {
             match signals.recv_timeout(TICK) {
                 Ok(()) => return Some(self.drain(signals)),
@@ -52,8 +54,10 @@ impl Supervisor<'_> {
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
             let now_exhausted = self.port.stats().buffers_exhausted;
-            if now_exhausted != exhausted && self.service == Service::Echo {
-                self.free_buffers();
+            if self.service == Service::Echo
+                && (now_exhausted != exhausted || held >= self.buffers / 2)
+            {
+                held = self.free_buffers();
             }
             exhausted = now_exhausted;
         }
@@ -61,12 +65,20 @@ impl Supervisor<'_> {
 
     /// Peers that do not read hold buffers of the pool: takes back those of the sends that have
     /// stood still since the last look. A send that is cancelled goes on from its own memory.
-    fn free_buffers(&self) {
+    /// Returns how many connections hold a buffer; receives wait for one only while a whole pool
+    /// is held.
+    fn free_buffers(&self) -> usize {
+        let mut held = 0;
         self.each_connection(|stream, connection| {
-            if connection.quiet() && connection.owes() {
-                stream.cancel_all();
+            let quiet = connection.quiet();
+            if connection.holds_buffer() {
+                held += 1;
+                if quiet {
+                    stream.cancel_all();
+                }
             }
         });
+        held
     }
 
     fn drain(self, signals: &Receiver<()>) -> Verdict {

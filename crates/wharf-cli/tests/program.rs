@@ -1,0 +1,421 @@
+//! The program as its users run it: by its command line, its output, its exit code and signals.
+//! Nothing here depends on how fast the machine is.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// Longer than anything here takes on any machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn wharf(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wharf"));
+    command.args(arguments).env_remove("WHARF_LOG");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// A child that does not outlive its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Does nothing to a child that has been waited for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Running {
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).expect("our own child, not waited for");
+    }
+
+    /// Waits for the end, and takes what was printed. Only for children that print little.
+    fn output(mut self) -> Output {
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.0.try_wait().expect("our own child") {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "it does not end");
+            thread::sleep(Duration::from_millis(5));
+        };
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        if let Some(mut out) = self.0.stdout.take() {
+            out.read_to_end(&mut stdout).expect("a pipe");
+        }
+        if let Some(mut err) = self.0.stderr.take() {
+            err.read_to_end(&mut stderr).expect("a pipe");
+        }
+        Output { status, stdout, stderr }
+    }
+}
+
+fn run(arguments: &[&str]) -> Output {
+    Running(wharf(arguments).spawn().expect("it starts")).output()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The last line on stdout.
+fn json(output: &Output) -> Value {
+    let out = text(&output.stdout);
+    let last = out.lines().last().unwrap_or_default();
+    serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+struct Server {
+    running: Running,
+    addr: SocketAddr,
+}
+
+impl Server {
+    fn start(arguments: &[&str]) -> Self {
+        let mut command = wharf(&["serve", "--tcp", "127.0.0.1:0", "--json"]);
+        let mut running = Running(command.args(arguments).spawn().expect("it starts"));
+        let out = running.0.stdout.take().expect("piped");
+        let mut out = BufReader::new(out);
+        let mut line = String::new();
+        out.read_line(&mut line).expect("a pipe");
+        let addr = line.strip_prefix("listening tcp ").and_then(|addr| addr.trim().parse().ok());
+        // Nothing but the first line has been printed, so the reader holds nothing back.
+        running.0.stdout = Some(out.into_inner());
+        Self { addr: addr.unwrap_or_else(|| panic!("not an address: {line}")), running }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.addr).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        stream
+    }
+
+    /// A connection that is known to be served.
+    fn connect_and_echo(&self) -> TcpStream {
+        let mut stream = self.connect();
+        let mut echo = [0; 2];
+        stream.write_all(b"hi").expect("a connection");
+        stream.read_exact(&mut echo).expect("an echo");
+        assert_eq!(&echo, b"hi");
+        stream
+    }
+
+    /// Asks it to stop, and returns what it says then.
+    fn stop(self) -> Value {
+        self.running.signal(Signal::TERM);
+        self.ended()
+    }
+
+    fn ended(self) -> Value {
+        let output = self.running.output();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        json(&output)
+    }
+}
+
+fn load(server: &Server, arguments: &[&str]) -> Value {
+    let target = server.addr.to_string();
+    let mut all = vec!["load", "tcp", &target, "--json", "--seconds", "0.5"];
+    all.extend(arguments);
+    let output = run(&all);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let report = json(&output);
+    assert!(report["requests"].as_u64() > Some(0), "{report}");
+    assert_eq!(report["errors"], 0, "{report}");
+    assert_eq!(report["mismatches"], 0, "{report}");
+    for name in ["p50", "p99", "p999", "max"] {
+        assert!(report["latency_us"][name].as_f64() > Some(0.0), "{name}: {report}");
+    }
+    report
+}
+
+#[test]
+fn every_byte_comes_back_whatever_the_size_and_the_number() {
+    let server = Server::start(&[]);
+    let mut connections = 0;
+    let mut bytes = 0;
+    for (number, size, depth) in [
+        (1, "1", "1"),
+        (1, "64", "16"),
+        (1, "1M", "2"),
+        (50, "1", "32"),
+        (50, "64", "1"),
+        (50, "64K", "2"),
+        (8, "1M", "1"),
+        (400, "64", "1"),
+        (300, "64K", "1"),
+    ] {
+        let report = load(
+            &server,
+            &["--verify", "--connections", &number.to_string(), "--size", size, "--depth", depth],
+        );
+        assert_eq!(report["connected"], number, "{report}");
+        connections += number;
+        bytes += report["bytes"].as_u64().expect("a number");
+    }
+    let summary = server.stop();
+    assert_eq!(summary["connections"]["accepted"], connections);
+    assert_eq!(summary["connections"]["finished"], connections, "{summary}");
+    assert_eq!(summary["bytes_received"], bytes);
+    assert_eq!(summary["bytes_sent"], bytes);
+}
+
+#[test]
+fn several_threads_and_a_rate() {
+    let server = Server::start(&["--concurrency", "1"]);
+    let report = load(&server, &["--verify", "--threads", "2", "--rate", "2000"]);
+    // All that were due in half a second, and no more.
+    let done = report["requests"].as_u64().unwrap_or(0) + report["unsent"].as_u64().unwrap_or(0);
+    assert!((900..=1010).contains(&done), "{report}");
+    server.stop();
+}
+
+#[test]
+fn blocking_messages_are_told_apart() {
+    let server = Server::start(&["--service", "block", "--workers", "8"]);
+    let report = load(&server, &["--verify", "--block-every", "10", "--block-ms", "20"]);
+    let blocked = &report["latency_blocked_us"];
+    assert!(blocked["count"].as_u64() > Some(0), "{report}");
+    assert!(blocked["min"].as_f64() >= Some(20_000.0), "it sleeps that long: {report}");
+    assert!(report["latency_us"]["count"].as_u64() > blocked["count"].as_u64(), "{report}");
+    server.stop();
+}
+
+#[test]
+fn discard_says_nothing() {
+    let server = Server::start(&["--service", "discard"]);
+    let mut stream = server.connect();
+    stream.write_all(&[7; 100_000]).expect("it reads");
+    stream.shutdown(Shutdown::Write).expect("a connection");
+    assert_eq!(stream.read(&mut [0; 1]).expect("the end"), 0);
+    let summary = server.stop();
+    assert_eq!(summary["bytes_received"], 100_000);
+    assert_eq!(summary["bytes_sent"], 0);
+}
+
+#[test]
+fn wrong_usage_is_two() {
+    for wrong in [
+        &[][..],
+        &["serve"],
+        &["serve", "--tcp", "7000"],
+        &["serve", "--tcp", "127.0.0.1:0", "--service", "tea"],
+        &["serve", "--tcp", "127.0.0.1:0", "--drain", "-1"],
+        &["load", "tcp"],
+        &["load", "udp", "127.0.0.1:7000"],
+        &["load", "tcp", "127.0.0.1:7000", "--size", "0"],
+        &["load", "tcp", "127.0.0.1:7000", "--seconds", "0"],
+        &["load", "tcp", "127.0.0.1:7000", "--block-every", "10"],
+        &["doctor", "--what"],
+    ] {
+        let output = run(wrong);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?} {output:?}");
+        assert!(!output.stderr.is_empty());
+    }
+    assert_eq!(run(&["--help"]).status.code(), Some(0));
+    assert_eq!(run(&["load", "tcp", "--help"]).status.code(), Some(0));
+}
+
+#[test]
+fn an_address_in_use_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let addr = taken.local_addr().expect("bound").to_string();
+    let output = run(&["serve", "--tcp", &addr]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let err = text(&output.stderr);
+    assert!(err.contains(&addr) && err.contains("in use"), "{err}");
+}
+
+#[test]
+fn a_drain_ends_the_idle_and_serves_the_rest() {
+    let server = Server::start(&["--drain", "100"]);
+    let mut idle = server.connect_and_echo();
+    // Sends more than all buffers on the way hold, and reads later.
+    let mut busy = server.connect_and_echo();
+    let data = vec![5; 32 << 20];
+    let sender = thread::spawn({
+        let mut busy = busy.try_clone().expect("a socket");
+        let data = data.clone();
+        move || {
+            busy.write_all(&data).expect("it is served to its end");
+            busy.shutdown(Shutdown::Write).expect("a connection");
+        }
+    });
+    let mut first = [0; 1000];
+    busy.read_exact(&mut first).expect("an echo");
+
+    server.running.signal(Signal::TERM);
+    assert_eq!(idle.read(&mut [0; 1]).expect("closed in order"), 0);
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect(server.addr).is_ok() {
+        assert!(Instant::now() < deadline, "it still listens");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let mut echo = first.to_vec();
+    busy.read_to_end(&mut echo).expect("an echo");
+    assert!(echo == data, "all of it, {} bytes", echo.len());
+    sender.join().expect("it has sent all");
+
+    let summary = server.ended();
+    assert_eq!(summary["connections"]["cut"], 0, "{summary}");
+}
+
+/// Connections whose echo nobody reads, which a drain cannot finish.
+fn unread(server: &Server, number: usize) -> Vec<TcpStream> {
+    let mut streams: Vec<_> = (0..number).map(|_| server.connect()).collect();
+    for stream in &streams {
+        stream.set_nonblocking(true).expect("a socket");
+    }
+    // Until nothing more goes through.
+    let mut last = Instant::now();
+    while last.elapsed() < Duration::from_secs(1) {
+        for stream in &mut streams {
+            if stream.write(&[9; 65_536]).is_ok() {
+                last = Instant::now();
+            }
+        }
+    }
+    streams
+}
+
+#[test]
+fn what_does_not_finish_is_cut() {
+    let server = Server::start(&["--drain", "0.3"]);
+    let stream = unread(&server, 1);
+    let summary = server.stop();
+    assert_eq!(summary["connections"]["cut"], 1, "{summary}");
+    drop(stream);
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let server = Server::start(&["--drain", "100000"]);
+    let stream = unread(&server, 1);
+    let idle = server.connect_and_echo();
+    server.running.signal(Signal::INT);
+    // The first has been heard when it closes what is idle.
+    assert_eq!((&idle).read(&mut [0; 1]).expect("closed in order"), 0);
+    server.running.signal(Signal::INT);
+    let summary = server.ended();
+    assert_eq!(summary["connections"]["cut"], 1, "{summary}");
+    drop(stream);
+}
+
+#[test]
+fn a_peer_that_does_not_read_takes_nothing_from_others() {
+    // Fewer buffers than peers that do not read.
+    let server = Server::start(&["--concurrency", "1", "--buffers", "2", "--drain", "0"]);
+    let unread = unread(&server, 3);
+    load(&server, &["--verify", "--connections", "5"]);
+    for stream in unread {
+        stream.set_nonblocking(false).expect("a socket");
+        stream.shutdown(Shutdown::Write).expect("a connection");
+        let mut echo = Vec::new();
+        (&stream).read_to_end(&mut echo).expect("the whole echo");
+        assert!(echo.len() >= 65_536 && echo.iter().all(|&byte| byte == 9));
+    }
+    let summary = server.stop();
+    assert_eq!(summary["connections"]["failed"], 0, "{summary}");
+}
+
+#[test]
+fn nobody_there_is_one() {
+    let free = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let addr = free.local_addr().expect("bound").to_string();
+    drop(free);
+    let output = run(&["load", "tcp", &addr, "--seconds", "1"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let err = text(&output.stderr);
+    assert!(err.contains(&addr) && err.contains("refused"), "{err}");
+}
+
+#[test]
+fn a_server_that_goes_away_is_an_error() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let addr = listener.local_addr().expect("bound").to_string();
+    let server = thread::spawn(move || {
+        for _ in 0..3 {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            stream.read_exact(&mut [0; 10]).expect("a message");
+        }
+    });
+    let output = run(&["load", "tcp", &addr, "--connections", "3", "--seconds", "1000"]);
+    server.join().expect("three connections");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("3 errors"), "{output:?}");
+}
+
+#[test]
+fn a_wrong_echo_is_a_mismatch() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let addr = listener.local_addr().expect("bound").to_string();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        let mut message = [0; 64];
+        let mut number = 0;
+        while stream.read_exact(&mut message).is_ok() {
+            number += 1;
+            if number == 2 {
+                message[63] ^= 1;
+            }
+            if stream.write_all(&message).is_err() {
+                break;
+            }
+        }
+    });
+    let arguments = ["--connections", "1", "--seconds", "0.3", "--verify", "--json"];
+    let output = run(&[&["load", "tcp", &addr], &arguments[..]].concat());
+    server.join().expect("no panic");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let report = json(&output);
+    assert_eq!((&report["mismatches"], &report["errors"]), (&1.into(), &0.into()), "{report}");
+}
+
+#[test]
+fn a_load_that_is_interrupted_tells_what_it_measured() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let addr = listener.local_addr().expect("bound").to_string();
+    let (told, tell) = mpsc::channel();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        let mut message = [0; 64];
+        while stream.read_exact(&mut message).is_ok() && stream.write_all(&message).is_ok() {
+            let _ = told.send(());
+        }
+    });
+    let arguments = ["load", "tcp", &addr, "--connections", "1", "--seconds", "1000", "--json"];
+    let load = Running(wharf(&arguments).spawn().expect("it starts"));
+    for _ in 0..3 {
+        tell.recv_timeout(PATIENCE).expect("messages come");
+    }
+    load.signal(Signal::INT);
+    let output = load.output();
+    server.join().expect("no panic");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    // The third may have been on its way.
+    assert!(json(&output)["requests"].as_u64() >= Some(2));
+}
+
+#[test]
+fn the_doctor_tells_driver_reason_features_and_limits() {
+    let output = run(&["doctor", "--json"]);
+    let report = json(&output);
+    assert_eq!(output.status.code(), Some(if report["driver"].is_null() { 1 } else { 0 }));
+    assert!(!report["reason"].as_str().expect("a text").is_empty());
+    assert!(!report["features"].as_array().expect("a list").is_empty());
+    let limits = report["limits"].as_array().expect("a list");
+    for name in ["RLIMIT_NOFILE", "RLIMIT_MEMLOCK", "processors"] {
+        assert!(limits.iter().any(|limit| limit["name"] == name), "{name}");
+    }
+    assert!(!run(&["doctor"]).stdout.is_empty());
+}
