@@ -350,6 +350,21 @@ impl Shared {
         }
     }
 
+    /// Whether a worker was woken only because of a lane that has a holder again by now: it would
+    /// snatch the next packet from a worker that began to wait later.
+    fn was_attended_in_vain(&self, own: usize) -> bool {
+        let mut in_vain = false;
+        while let Some(other) = self.lanes[own].pop_attend() {
+            let other = usize::from(other);
+            self.counters[other].attended.store(false, Ordering::SeqCst);
+            if self.schedule.is_free(other) {
+                return false;
+            }
+            in_vain = true;
+        }
+        in_vain && self.lanes[own].ready() == 0
+    }
+
     fn wake(&self, lane: usize) {
         self.counters[lane].entries.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.lanes[lane].wake() {
@@ -656,6 +671,9 @@ impl Shared {
             let ticked = watching
                 && time_left.is_none_or(|left| left > Duration::ZERO)
                 && result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
+            if result.is_ok() && self.was_attended_in_vain(lane) {
+                continue;
+            }
             if !ticked {
                 break;
             }

@@ -151,13 +151,17 @@ impl Watch {
             if !waiting && ring.unsubmitted() == 0 {
                 continue;
             }
+            if port.schedule.has_sleepers(lane) {
+                // It is about to wake up in its lane.
+                continue;
+            }
             let thread = port.schedule.holder(lane).filter(|worker| worker.id == holder);
             let Some(thread) = thread.map(|worker| worker.thread) else { continue };
             match state.doing(thread) {
                 Doing::Sleeps if !waiting => port.relieve(lane),
                 Doing::Sleeps => {
-                    // It may have gone on since, or be about to wake up in its lane.
-                    if port.progress(lane) != progress || port.schedule.has_sleepers(lane) {
+                    // It may have gone on since: then it keeps its lane.
+                    if port.progress(lane) != progress {
                         continue;
                     }
                     if let Some(watcher) = watcher

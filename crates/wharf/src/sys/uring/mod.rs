@@ -113,7 +113,7 @@ fn knows_poll_first(ring: &Ring) -> io::Result<bool> {
     unsafe { ring.push(&[entry])? };
     loop {
         ring.enter(1, None)?;
-        if let Some(cqe) = ring.pop() {
+        if let Some(cqe) = ring.pop_if(|_| true) {
             return Ok(cqe.result == 1);
         }
     }
@@ -238,7 +238,7 @@ impl Lane {
 
     /// Takes the oldest completion.
     pub(crate) fn pop(&self) -> Option<Popped> {
-        let Cqe { user_data, result, flags } = self.ring.pop()?;
+        let Cqe { user_data, result, flags } = self.ring.pop_if(|_| true)?;
         let operation = user_data & !TAGS;
         Some(match user_data & TAGS {
             ATTEND_TAG => Popped::Attend(u16::try_from(operation / (TAGS + 1)).unwrap_or(0)),
@@ -251,6 +251,12 @@ impl Lane {
                 flags,
             }),
         })
+    }
+
+    /// Takes the oldest completion if it is an `Attend`.
+    pub(crate) fn pop_attend(&self) -> Option<u16> {
+        let cqe = self.ring.pop_if(|cqe| cqe.user_data & TAGS == ATTEND_TAG)?;
+        u16::try_from(cqe.user_data / (TAGS + 1)).ok()
     }
 
     /// Wakes who waits in this lane, once, when there is something to take from another.

@@ -296,8 +296,8 @@ impl Ring {
         self.fd.as_raw_fd()
     }
 
-    /// Takes the oldest completion. Any thread may call this at any time.
-    pub(crate) fn pop(&self) -> Option<Cqe> {
+    /// Takes the oldest completion, if it is wanted. Any thread may call this at any time.
+    pub(crate) fn pop_if(&self, wanted: impl Fn(&Cqe) -> bool) -> Option<Cqe> {
         // SAFETY: the head counter lives as long as the ring.
         let head_counter = unsafe { &*self.cq_head };
         let mut head = head_counter.load(Ordering::Acquire);
@@ -313,6 +313,9 @@ impl Ring {
             let user_data = words[0].load(Ordering::Relaxed);
             let [low, high] = split(words[1].load(Ordering::Relaxed));
             let cqe = Cqe { user_data, result: low.cast_signed(), flags: high };
+            if !wanted(&cqe) {
+                return None;
+            }
             match head_counter.compare_exchange_weak(
                 head,
                 head.wrapping_add(1),
@@ -419,7 +422,7 @@ mod tests {
         }
         let mut seen = Vec::new();
         while seen.len() < 64 {
-            match ring.pop() {
+            match ring.pop_if(|_| true) {
                 Some(cqe) => seen.push(cqe.user_data),
                 None => ring.enter(1, Some(Duration::from_secs(5))).unwrap(),
             }
@@ -436,7 +439,7 @@ mod tests {
             for _ in 0..2 {
                 scope.spawn(|| {
                     while taken.load(Ordering::Relaxed) < 10_000 {
-                        if let Some(cqe) = ring.pop() {
+                        if let Some(cqe) = ring.pop_if(|_| true) {
                             taken.fetch_add(1, Ordering::Relaxed);
                             sum.fetch_add(cqe.user_data, Ordering::Relaxed);
                         }
