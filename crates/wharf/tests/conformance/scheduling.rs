@@ -71,7 +71,7 @@ fn lifo_of_leaving(concurrency: usize) {
         });
     }
     workers.into_iter().for_each(join);
-    assert_eq!(order, [4, 3, 2, 1, 0], "the newest first");
+    assert_eq!(order, [4, 3, 2, 1, 0], "the newest first, at most {concurrency} running");
 }
 
 /// Would catch: waiters released oldest first, as a condition variable does, or all at once.
