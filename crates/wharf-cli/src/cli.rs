@@ -111,6 +111,8 @@ pub(crate) enum Protocol {
 Every connection keeps --depth messages in flight, and sends the next one when an echo is complete
 (a closed loop). With --rate, messages are due at fixed times whatever the server does (an open
 loop), and a latency counts from when the message was due: a server that stalls cannot hide it.
+A message that must wait for the one before it on its own connection counts that wait too: give
+enough connections, or a larger --depth.
 
 When the time is over no new message is sent, and echoes that do not come within 5 seconds count
 as errors. The exit code is 1 if there was an error or a mismatch, or nothing was done.")]

@@ -7,6 +7,7 @@ mod service;
 mod supervisor;
 
 use std::{
+    net::ToSocketAddrs,
     sync::{Arc, mpsc},
     thread,
     time::Instant,
@@ -50,8 +51,10 @@ pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
     let totals = Arc::new(Totals::default());
     let mut listeners = Vec::with_capacity(options.tcp.len());
     for address in &options.tcp {
+        let found: Vec<_> =
+            address.to_socket_addrs().with_context(|| format!("cannot find {address}"))?.collect();
         let listener = port
-            .listen(address, Key::Listener)
+            .listen(&*found, Key::Listener)
             .with_context(|| format!("cannot listen on {address}"))?;
         totals.listening();
         listener.accept().with_context(|| format!("cannot accept on {address}"))?;
