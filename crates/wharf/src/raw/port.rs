@@ -604,7 +604,7 @@ impl Shared {
         match self.schedule.acquire(worker, !polling) {
             Acquired::Lane(lane) => Seat::Lane(lane),
             Acquired::Displaced(lane) => {
-                self.evict(lane);
+                self.evict(lane, worker);
                 Seat::Lane(lane)
             }
             Acquired::Refused => {
@@ -619,8 +619,8 @@ impl Shared {
         }
     }
 
-    fn evict(&self, lane: usize) {
-        self.schedule.evict(lane, || self.wake(lane));
+    fn evict(&self, lane: usize, holder: &Worker) {
+        self.schedule.evict(lane, holder.id, || self.wake(lane));
     }
 
     fn park(&self, worker: &Arc<Worker>, deadline: Option<Instant>) -> Seat {
@@ -658,7 +658,7 @@ impl Shared {
         worker: &Arc<Worker>,
         deadline: Option<Instant>,
     ) -> Result<(), Error> {
-        self.evict(lane);
+        self.evict(lane, worker);
         self.attend(lane);
         // Without a parked worker to keep watch, the idle ones do, now and then.
         let watching = self.setup.watch && self.lanes.len() > 1 && self.schedule.parked() == 0;

@@ -439,9 +439,10 @@ impl Schedule {
     /// Wakes those who still sleep in a lane that is not theirs any more, until they are gone: two
     /// sleepers would both be woken by one completion, and one that stands on the stack could not
     /// be reached there.
-    pub(crate) fn evict(&self, lane: usize, mut wake: impl FnMut()) {
+    pub(crate) fn evict(&self, lane: usize, holder: WorkerId, mut wake: impl FnMut()) {
         let mut attempt = 0;
-        while self.lanes[lane].sleepers.load(Ordering::SeqCst) > 0 {
+        // The holder may lose the lane meanwhile: who sleeps there then does so rightly.
+        while self.lanes[lane].sleepers.load(Ordering::SeqCst) > 0 && self.runs(lane, holder) {
             wake();
             pause(attempt);
             attempt += 1;
@@ -672,7 +673,7 @@ mod model {
                     match self.schedule.acquire(worker, true) {
                         Acquired::Lane(_) => {}
                         Acquired::Displaced(lane) => {
-                            self.schedule.evict(lane, || self.wake(lane));
+                            self.schedule.evict(lane, worker.id, || self.wake(lane));
                         }
                         Acquired::Refused => unreachable!("it wants to wait"),
                         Acquired::Parked => {
@@ -691,7 +692,7 @@ mod model {
                     worker.end_wait();
                     return true;
                 }
-                self.schedule.evict(lane, || self.wake(lane));
+                self.schedule.evict(lane, worker.id, || self.wake(lane));
                 let work_waits = || self.queued.load(Ordering::SeqCst) > 0;
                 self.schedule.doze(lane, worker, work_waits, || self.sleep(lane));
             }
@@ -779,7 +780,7 @@ mod model {
                             model.schedule.take_over(0, 1, &worker);
                         }
                         Acquired::Displaced(lane) => {
-                            model.schedule.evict(lane, || model.wake(lane));
+                            model.schedule.evict(lane, worker.id, || model.wake(lane));
                         }
                         other => assert_eq!(other, Acquired::Lane(0)),
                     }
