@@ -644,6 +644,11 @@ fn the_last_packet_of_a_repeated_receive_has_no_data() {
                 break;
             }
         }
+        if data.is_empty() {
+            // Then it is still in the socket.
+            stream.recv(Vec::with_capacity(8)).unwrap();
+            data.extend_from_slice(&received(next(&port)));
+        }
         assert_eq!(data, b"data");
     });
 }

@@ -264,7 +264,7 @@ impl Tally {
 struct Watching;
 
 const SIZES: usize = 512;
-const SMALLEST: usize = 300_007;
+const SMALLEST: usize = 700_001;
 static ALIVE: [AtomicIsize; SIZES] = [const { AtomicIsize::new(0) }; SIZES];
 
 #[global_allocator]
