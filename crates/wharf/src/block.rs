@@ -245,6 +245,18 @@ impl<K, M> Drop for HandleShared<K, M> {
 }
 
 impl Payload {
+    /// What its operation is called in errors.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Idle | Self::Posted => "post",
+            Self::Recv(..) | Self::RecvEach => "recv",
+            Self::Send(_) | Self::SendVectored(_) => "send",
+            Self::Accept { .. } | Self::AcceptFirst(_) => "accept",
+            Self::Connect(_) => "connect",
+            Self::Shutdown(_) => "shutdown",
+        }
+    }
+
     /// The request that this payload is for, pointing into it.
     fn request(&mut self) -> Result<Request, Error> {
         Ok(match self {

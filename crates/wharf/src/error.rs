@@ -85,8 +85,8 @@ impl Error {
     }
 
     /// From the status of a completion: a negative errno.
-    pub(crate) fn from_status(status: i32) -> Self {
-        Self::from_io(&io::Error::from_raw_os_error(-status), "operation")
+    pub(crate) fn from_status(status: i32, action: &'static str) -> Self {
+        Self::from_io(&io::Error::from_raw_os_error(-status), action)
     }
 
     /// From what kept a port from being made.

@@ -351,10 +351,9 @@ where
     ///
     /// If the address is not usable, in use, or not this machine's.
     pub fn listen(&self, address: impl ToSocketAddrs, key: K) -> Result<Listener<K, M>> {
-        let listen = |error| Error::from_io(&error, "listen");
-        let mut last =
-            Error::of(ErrorKind::InvalidInput, "listen").with_remedy("the name has no address");
-        for address in address.to_socket_addrs().map_err(listen)? {
+        const NAME: &str = "give an address and a port, such as 127.0.0.1:7000, or a known host";
+        let mut last = Error::of(ErrorKind::InvalidInput, "listen").with_remedy(NAME);
+        for address in address.to_socket_addrs().map_err(|_| last)? {
             match bind(address) {
                 Ok(socket) => {
                     return HandleShared::new(self.shared(), socket.into(), key)
@@ -615,7 +614,6 @@ impl<K, M> PortShared<K, M> {
         let Completion { bytes, status, more, accepted, buffer, silent, operation, .. } =
             completion;
         let block = operation.cast::<Block<K, M>>();
-        let result = if status == 0 { Ok(bytes) } else { Err(Error::from_status(status)) };
         let (handle, payload, context);
         if more {
             // The block is in flight again: nothing of it may be touched. Only these two go on.
@@ -647,7 +645,8 @@ impl<K, M> PortShared<K, M> {
                 }
                 drop(posts);
                 let op = Op::Posted(context?);
-                return Some(Packet { op, result, bytes, context: None, more, turn: Turn(None) });
+                let (result, turn) = (Ok(bytes), Turn(None));
+                return Some(Packet { op, result, bytes, context: None, more, turn });
             };
             handle = owner;
             handle.put_block(block);
@@ -655,6 +654,10 @@ impl<K, M> PortShared<K, M> {
         if silent {
             return None;
         }
+        let result = match status {
+            0 => Ok(bytes),
+            _ => Err(Error::from_status(status, payload.name())),
+        };
         let serial = completion.serial.then(|| handle.clone());
         let stream = Stream::from_shared(handle);
         let op = match payload {

@@ -25,6 +25,8 @@ pub struct Stats {
     pub queued: usize,
     /// Operations started whose last packet has not been taken.
     pub in_flight: u64,
+    /// Receives that wait for a pooled buffer now.
+    pub starving: usize,
     /// Entries into the kernel so far.
     pub kernel_entries: u64,
     /// Times a receive had to wait because every pooled buffer was in use.

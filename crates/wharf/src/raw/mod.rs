@@ -141,7 +141,11 @@ impl Completion {
     ///
     /// What the operation failed with.
     pub fn result(&self) -> Result<usize, Error> {
-        if self.status == 0 { Ok(self.bytes) } else { Err(Error::from_status(self.status)) }
+        if self.status == 0 {
+            Ok(self.bytes)
+        } else {
+            Err(Error::from_status(self.status, "operation"))
+        }
     }
 }
 

@@ -235,6 +235,8 @@ pub(crate) struct Flags {
     pub(crate) pausing: bool,
     /// The last receive of its handle left nothing behind in the socket.
     pub(crate) emptied: bool,
+    /// It has waited for a pooled buffer, and has not had one since.
+    pub(crate) starved: bool,
     /// Its deferred packet is the next of its serial handle.
     pub(crate) promised: bool,
 }
@@ -266,6 +268,7 @@ impl Operation {
                 silent: false,
                 pausing: false,
                 emptied: false,
+                starved: false,
                 promised: false,
             },
             step: 0,
@@ -327,6 +330,7 @@ impl Operation {
     /// Forgets what the last round of a repeating operation has produced.
     pub(crate) fn next_round(&mut self) {
         self.bytes = 0;
+        self.flags.starved = false;
         self.accepted = -1;
         self.buffer = NO_BUFFER;
         self.timespec = [0; 2];

@@ -660,6 +660,7 @@ impl Shared {
     ) -> Result<(), Error> {
         self.evict(lane, worker);
         self.attend(lane);
+        self.lanes[lane].pool().resume_free();
         // Without a parked worker to keep watch, the idle ones do, now and then.
         let watching = self.setup.watch && self.lanes.len() > 1 && self.schedule.parked() == 0;
         let mut result = Ok(());
@@ -756,10 +757,8 @@ impl Shared {
             Step::Starve if op.flags.cancel => op.status = -libc::ECANCELED,
             Step::Starve => {
                 op.set_state(State::Waiting);
-                if !self.lanes[lane].pool().starve(operation) {
-                    // SAFETY: as above.
-                    unsafe { handle.again(&mut state, operation) };
-                }
+                let again = std::mem::replace(&mut op.flags.starved, true);
+                self.lanes[lane].pool().starve(operation, again);
                 return None;
             }
             Step::Finish => {}
@@ -923,6 +922,7 @@ impl Shared {
                 + self.lanes().iter().map(|lane| lane.ready() as usize).sum::<usize>(),
             in_flight: self.in_flight(),
             kernel_entries: sum(|counters| &counters.entries),
+            starving: self.lanes().iter().map(|lane| lane.pool().starving()).sum(),
             buffers_exhausted: self.lanes().iter().map(|lane| lane.pool().exhausted() as u64).sum(),
         }
     }

@@ -27,6 +27,8 @@ pub(crate) struct Pool {
     outstanding: AtomicUsize,
     /// Times an operation had to wait because no buffer was left.
     exhausted: AtomicUsize,
+    /// How many operations wait for one.
+    starving: AtomicUsize,
     state: Mutex<State>,
     resume: OnceLock<Resume>,
 }
@@ -74,6 +76,7 @@ impl Pool {
             count,
             outstanding: AtomicUsize::new(0),
             exhausted: AtomicUsize::new(0),
+            starving: AtomicUsize::new(0),
             state: Mutex::new(State {
                 ring: None,
                 tail: 0,
@@ -164,40 +167,64 @@ impl Pool {
         }
     }
 
-    /// Gives a buffer back, and lets as many waiting operations go on as there may be buffers.
+    /// Gives a buffer back, and lets the operation go on that has waited longest for one.
     pub(crate) fn give_back(&self, id: u16) {
         let mut state = self.lock();
         self.put(&mut state, id);
-        let left = self.outstanding.fetch_sub(1, Ordering::Relaxed) - 1;
-        if state.starving.is_empty() {
-            return;
-        }
-        let free = usize::from(self.count).saturating_sub(left).min(state.starving.len());
-        let woken: Vec<_> = state.starving.drain(..free).collect();
+        self.outstanding.fetch_sub(1, Ordering::Relaxed);
+        let next = self.next_starving(&mut state);
         drop(state);
-        if let Some(resume) = self.resume.get() {
-            woken.into_iter().for_each(resume);
+        if let (Some(operation), Some(resume)) = (next, self.resume.get()) {
+            resume(operation);
         }
     }
 
-    /// Lets an operation wait for a buffer. False: one is free by now, try again at once.
-    pub(crate) fn starve(&self, operation: *mut Operation) -> bool {
-        let mut state = self.lock();
-        // Wait only if every buffer is in users' hands: then one will come back, and wake us.
-        // Otherwise one came back since the kernel looked, or lies in a completion that has not
-        // been taken yet.
-        if self.outstanding.load(Ordering::Relaxed) < usize::from(self.count) {
-            return false;
+    /// Lets as many waiting operations go on as there are free buffers. Called when every
+    /// completion that may hold one has been taken: a buffer that came back just before an
+    /// operation began to wait has woken nobody.
+    pub(crate) fn resume_free(&self) {
+        if self.starving() == 0 {
+            return;
         }
-        self.exhausted.fetch_add(1, Ordering::Relaxed);
-        state.starving.push_back(operation);
-        true
+        let Some(resume) = self.resume.get() else { return };
+        let free = usize::from(self.count).saturating_sub(self.outstanding.load(Ordering::Relaxed));
+        for _ in 0..free {
+            let next = self.next_starving(&mut self.lock());
+            let Some(operation) = next else { return };
+            resume(operation);
+        }
+    }
+
+    fn next_starving(&self, state: &mut State) -> Option<*mut Operation> {
+        let next = state.starving.pop_front();
+        self.starving.store(state.starving.len(), Ordering::Relaxed);
+        next
+    }
+
+    /// Lets an operation wait for a buffer: behind the others, or before them if it has had its
+    /// turn and found none after all.
+    pub(crate) fn starve(&self, operation: *mut Operation, again: bool) {
+        let mut state = self.lock();
+        if again {
+            state.starving.push_front(operation);
+        } else {
+            self.exhausted.fetch_add(1, Ordering::Relaxed);
+            state.starving.push_back(operation);
+        }
+        self.starving.store(state.starving.len(), Ordering::Relaxed);
+    }
+
+    /// How many operations wait for a buffer.
+    pub(crate) fn starving(&self) -> usize {
+        self.starving.load(Ordering::Relaxed)
     }
 
     /// Takes an operation out of the line. False: it was not there.
     pub(crate) fn unstarve(&self, operation: *mut Operation) -> bool {
         let mut state = self.lock();
         let place = state.starving.iter().position(|&waiting| waiting == operation);
-        place.is_some_and(|place| state.starving.remove(place).is_some())
+        let found = place.is_some_and(|place| state.starving.remove(place).is_some());
+        self.starving.store(state.starving.len(), Ordering::Relaxed);
+        found
     }
 }
