@@ -683,6 +683,8 @@ impl Shared {
         };
         let work_waits = || self.queued.load(Ordering::SeqCst) > 0;
         if self.schedule.doze(lane, worker, work_waits, wait) {
+            // They have done their work, and must not look like packets that wait.
+            self.lanes[lane].clear_wakes();
             self.watch.rouse(self);
         }
         if watching {

@@ -253,6 +253,11 @@ impl Lane {
         })
     }
 
+    /// Takes the wake-ups out of the way that lie before everything else.
+    pub(crate) fn clear_wakes(&self) {
+        while self.ring.pop_if(|cqe| cqe.user_data == 0).is_some() {}
+    }
+
     /// Takes the oldest completion if it is an `Attend`.
     pub(crate) fn pop_attend(&self) -> Option<u16> {
         let cqe = self.ring.pop_if(|cqe| cqe.user_data & TAGS == ATTEND_TAG)?;
