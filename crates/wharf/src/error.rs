@@ -100,7 +100,7 @@ impl Error {
             ),
             Some(libc::ENOSYS) => Self { kind: ErrorKind::Unsupported, ..built }.with_remedy(
                 "this kernel has no io_uring, or a seccomp profile hides it; wharf needs \
-                 Linux 5.15 or so",
+                 Linux 5.11",
             ),
             Some(libc::ENOMEM) => built.with_remedy(
                 "too little memory may be locked: raise RLIMIT_MEMLOCK (ulimit -l), or lower \
@@ -108,7 +108,7 @@ impl Error {
             ),
             Some(libc::EMFILE | libc::ENFILE) => built,
             _ if error.kind() == io::ErrorKind::Unsupported => {
-                built.with_remedy("wharf needs the io_uring of Linux 5.15 or so")
+                built.with_remedy("wharf needs the io_uring of Linux 5.11")
             }
             _ => built,
         }

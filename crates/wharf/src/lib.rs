@@ -13,6 +13,7 @@
 //! let listener = port.listen("127.0.0.1:0", 0)?;
 //! let address = listener.local_addr()?;
 //! listener.accept()?; // goes on accepting
+//! println!("listening on {address}");
 //!
 //! # let client = std::thread::spawn({ let port = port.clone(); move || {
 //! #     use std::io::{Read, Write};

@@ -194,6 +194,14 @@ const SPARE_POSTS: usize = 256;
 /// slot it was started, if that one waits or runs, so that a connection stays where it is in the
 /// processor's cache; idle workers take what piles up elsewhere.
 ///
+/// # When operations reach the kernel
+///
+/// What a worker starts is submitted together with its next wait, in one system call; also when it
+/// declares a block, when another worker notices that it is stuck, and after 128 packets at the
+/// latest. On threads that are no workers, operations are submitted as they are started. So a
+/// worker must not start something and then wait for its effect by other means than a packet,
+/// unless it does so within [`Port::blocking`].
+///
 /// # Blocking
 ///
 /// A worker that blocks holds one of the running slots. [`Port::blocking`] gives it to another

@@ -204,8 +204,9 @@ impl Handle {
         if op.state() != State::Idle {
             return Err(Error::of(ErrorKind::Busy, "start"));
         }
+        let floating = state.floating.length;
         let queue = state.queue(op.request.direction());
-        if queue.length >= self.port.queue_limit() {
+        if queue.length + floating >= self.port.queue_limit() {
             return Err(Error::of(ErrorKind::QueueFull, "start"));
         }
         op.begin(self);
@@ -344,7 +345,8 @@ impl Handle {
         match op.state() {
             State::Submitted => {
                 let own = self.port.own_lane();
-                if let Err(error) = self.port.lane(op.lane).push_cancel(operation) {
+                // SAFETY: in flight, submitted to that lane, and the lock is held.
+                if let Err(error) = unsafe { self.port.lane(op.lane).push_cancel(operation) } {
                     log::warn!("a cancellation could not be queued: {error}");
                 }
                 (true, if own == Some(op.lane) { None } else { Some(op.lane) })

@@ -237,6 +237,10 @@ pub(crate) struct Flags {
     pub(crate) emptied: bool,
     /// It has waited for a pooled buffer, and has not had one since.
     pub(crate) starved: bool,
+    /// Its request is in a submission queue or in the kernel.
+    pub(crate) requested: bool,
+    /// A cancellation of it is.
+    pub(crate) cancelling: bool,
     /// Its deferred packet is the next of its serial handle.
     pub(crate) promised: bool,
 }
@@ -269,6 +273,8 @@ impl Operation {
                 pausing: false,
                 emptied: false,
                 starved: false,
+                requested: false,
+                cancelling: false,
                 promised: false,
             },
             step: 0,

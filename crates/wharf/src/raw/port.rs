@@ -744,8 +744,11 @@ impl Shared {
         let op = unsafe { &mut *operation };
         match step {
             Step::Pending => return None,
-            Step::Unlinked => {
-                let _ = self.lanes[lane].push_cancel(operation);
+            Step::Cancel => {
+                // SAFETY: in flight, submitted to this lane, and the lock is held.
+                if let Err(error) = unsafe { self.lanes[lane].push_cancel(operation) } {
+                    log::warn!("a cancellation could not be queued: {error}");
+                }
                 return None;
             }
             Step::Again => {

@@ -131,9 +131,17 @@ pub(crate) struct Lane {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Event {
     pub(crate) operation: *mut Operation,
-    deadline: bool,
+    of: Source,
     result: i32,
     flags: u32,
+}
+
+/// What of an operation an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Request,
+    Deadline,
+    Cancel,
 }
 
 /// What a worker takes from a lane.
@@ -158,8 +166,9 @@ pub(crate) enum Step {
     Again,
     /// Submit it again once a pooled buffer is free.
     Starve,
-    /// Its deadline came loose from it: cancel the submission, and submit both again.
-    Unlinked,
+    /// Ask for the submission to be cancelled, again or for the first time: the kernel did not
+    /// find it, or its deadline came loose from it.
+    Cancel,
 }
 
 /// How long an accept pauses when there are no descriptors or no memory for a connection.
@@ -176,6 +185,7 @@ const POLL_FIRST: u16 = abi::IORING_RECVSEND_POLL_FIRST as u16;
 const TAGS: u64 = 7;
 const DEADLINE_TAG: u64 = 1;
 const ATTEND_TAG: u64 = 2;
+const CANCEL_TAG: u64 = 3;
 /// The most one request may carry: Linux moves no more than this at once.
 const MAX_BYTES: usize = 0x7fff_f000;
 
@@ -242,11 +252,14 @@ impl Lane {
         let operation = user_data & !TAGS;
         Some(match user_data & TAGS {
             ATTEND_TAG => Popped::Attend(u16::try_from(operation / (TAGS + 1)).unwrap_or(0)),
-            // Cancellations carry no operation either: nothing waits for their outcome.
             _ if operation == 0 => Popped::Wake,
             tag => Popped::Event(Event {
                 operation: operation as *mut Operation,
-                deadline: tag == DEADLINE_TAG,
+                of: match tag {
+                    DEADLINE_TAG => Source::Deadline,
+                    CANCEL_TAG => Source::Cancel,
+                    _ => Source::Request,
+                },
                 result,
                 flags,
             }),
@@ -267,7 +280,7 @@ impl Lane {
     /// Wakes who waits in this lane, once, when there is something to take from another.
     pub(crate) fn attend(&self, number: u16, other: &Self) -> io::Result<()> {
         let ring = Sqe { fd: other.ring.fd(), ..Sqe::default() };
-        let user_data = u64::from(number) * (TAGS + 1) | ATTEND_TAG;
+        let user_data = (u64::from(number) * (TAGS + 1)) | ATTEND_TAG;
         // SAFETY: a poll points to nothing.
         unsafe { self.ring.push(&[Sqe { user_data, ..poll_in(ring) }]) }
     }
@@ -303,6 +316,7 @@ impl Lane {
         entry.user_data = address_of(operation);
         let timed = op.deadline.is_some() && !op.flags.pausing && op.clock_runs();
         op.outstanding = 1 + u8::from(timed);
+        op.flags.requested = true;
         if !timed {
             // SAFETY: the caller's promise.
             return unsafe { self.ring.push(&[entry]) };
@@ -325,16 +339,29 @@ impl Lane {
     }
 
     /// Queues a request to cancel what `push` submitted last for an operation of this lane. It
-    /// needs no memory of the operation's, and may come too late.
-    pub(crate) fn push_cancel(&self, operation: *mut Operation) -> io::Result<()> {
+    /// may come too late; its own event belongs to the operation.
+    ///
+    /// # Safety
+    ///
+    /// `operation` is in flight, submitted to this lane, and its handle's lock is held.
+    pub(crate) unsafe fn push_cancel(&self, operation: *mut Operation) -> io::Result<()> {
+        // SAFETY: the caller's promise: nobody else touches the header under the handle's lock.
+        let op = unsafe { &mut *operation };
+        if op.flags.cancelling {
+            return Ok(());
+        }
         let entry = Sqe {
             opcode: abi::io_uring_op::IORING_OP_ASYNC_CANCEL as u8,
             fd: -1,
             addr: address_of(operation),
+            user_data: address_of(operation) | CANCEL_TAG,
             ..Sqe::default()
         };
         // SAFETY: the address is compared by the kernel, never followed.
-        unsafe { self.ring.push(&[entry]) }
+        unsafe { self.ring.push(&[entry])? };
+        op.flags.cancelling = true;
+        op.outstanding += 1;
+        Ok(())
     }
 
     fn prepare(&self, op: &mut Operation) -> Sqe {
@@ -430,17 +457,28 @@ impl Lane {
         // nobody else touches it under the lock.
         let op = unsafe { &mut *event.operation };
         op.outstanding -= 1;
-        if event.deadline {
-            op.flags.expired |= event.result == -libc::ETIME;
-            if event.result == -libc::EINVAL && op.outstanding > 0 {
-                return Step::Unlinked;
+        match event.of {
+            Source::Deadline => {
+                op.flags.expired |= event.result == -libc::ETIME;
+                if event.result == -libc::EINVAL && op.flags.requested {
+                    return Step::Cancel;
+                }
             }
-        } else {
-            op.result = event.result;
-            op.flags.emptied = event.flags & abi::IORING_CQE_F_SOCK_NONEMPTY == 0;
-            if event.flags & abi::IORING_CQE_F_BUFFER != 0 {
-                op.buffer = event.flags >> abi::IORING_CQE_BUFFER_SHIFT;
-                self.pool.taken();
+            Source::Cancel => {
+                op.flags.cancelling = false;
+                // A request that the kernel is just trying again is nowhere to be found.
+                if event.result == -libc::ENOENT && op.flags.requested {
+                    return Step::Cancel;
+                }
+            }
+            Source::Request => {
+                op.flags.requested = false;
+                op.result = event.result;
+                op.flags.emptied = event.flags & abi::IORING_CQE_F_SOCK_NONEMPTY == 0;
+                if event.flags & abi::IORING_CQE_F_BUFFER != 0 {
+                    op.buffer = event.flags >> abi::IORING_CQE_BUFFER_SHIFT;
+                    self.pool.taken();
+                }
             }
         }
         if op.outstanding > 0 {
