@@ -11,7 +11,10 @@ use std::{
     net::Shutdown,
     os::fd::OwnedFd,
     ptr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicPtr, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -78,7 +81,9 @@ pub(crate) struct HandleShared<K: 'static, M: 'static> {
     pub(crate) raw: raw::Handle,
     pub(crate) key: K,
     pub(crate) port: Arc<PortShared<K, M>>,
-    /// Idle blocks, linked through their headers.
+    /// The idle block that was used last: enough for a connection with one operation at a time.
+    last: AtomicPtr<Block<K, M>>,
+    /// Other idle blocks, linked through their headers.
     spare: Mutex<Spare<K, M>>,
     /// Its place among the port's handles.
     slot: usize,
@@ -88,7 +93,6 @@ pub(crate) struct HandleShared<K: 'static, M: 'static> {
 struct Spare<K: 'static, M: 'static> {
     first: *mut Block<K, M>,
     length: u32,
-    flights: u64,
 }
 
 // SAFETY: the blocks in the list are idle and owned by it.
@@ -97,6 +101,9 @@ unsafe impl<K: Send + Sync, M: Send> Send for Spare<K, M> {}
 /// How many idle blocks a handle keeps. More operations than this in flight at once on one
 /// connection allocate.
 const SPARE_BLOCKS: u32 = 64;
+
+/// How many blocks this process has made.
+static BLOCKS: AtomicU64 = AtomicU64::new(1);
 
 /// Names one operation in flight on a handle, to cancel it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -130,9 +137,10 @@ impl<K, M> HandleShared<K, M> {
         let entry = handles.vacant_entry();
         let slot = entry.key();
         let raw = port.raw.associate(fd, slot)?;
-        let spare = Spare { first: ptr::null_mut(), length: 0, flights: 0 };
+        let spare = Spare { first: ptr::null_mut(), length: 0 };
+        let last = AtomicPtr::new(ptr::null_mut());
         let handle =
-            Arc::new(Self { raw, key, port: port.clone(), spare: Mutex::new(spare), slot });
+            Arc::new(Self { raw, key, port: port.clone(), last, spare: Mutex::new(spare), slot });
         entry.insert(Arc::downgrade(&handle));
         Ok(handle)
     }
@@ -143,27 +151,24 @@ impl<K, M> HandleShared<K, M> {
         payload: Payload,
         extras: Extras<M>,
     ) -> Result<OpId, Refused<Payload>> {
-        let (block, flight) = self.take_block();
+        let block = self.take_block();
         // SAFETY: an idle block out of the list is ours alone.
         let fields = unsafe { &mut *block };
         fields.payload = payload;
         fields.context = extras.context;
-        fields.flight = flight;
+        fields.flight += 1;
         let request = match fields.payload.request() {
             Ok(request) => request,
             Err(error) => return Err(self.refuse(block, error)),
         };
-        fields.operation = Operation::new(request);
-        if let Some(deadline) = extras.deadline {
-            fields.operation.deadline = Some(deadline);
-        }
-        fields.operation.flags.silent = extras.silent;
+        fields.operation.prepare(request, extras.deadline, extras.silent);
         fields.handle = Some(self.clone());
+        let id = OpId { address: block as usize, flight: fields.flight };
         // SAFETY: the block stays where it is, untouched, until its last completion; the buffers
         // that the request points into are in the block's payload, whose heap memory does not
         // move with it; and the block holds a reference to this handle.
         match unsafe { self.raw.start(block.cast()) } {
-            Ok(()) => Ok(OpId { address: block as usize, flight }),
+            Ok(()) => Ok(id),
             Err(error) => Err(self.refuse(block, error)),
         }
     }
@@ -178,23 +183,29 @@ impl<K, M> HandleShared<K, M> {
         Refused { error, value }
     }
 
-    fn take_block(&self) -> (*mut Block<K, M>, u64) {
+    fn take_block(&self) -> *mut Block<K, M> {
+        let last = self.last.swap(ptr::null_mut(), Ordering::Acquire);
+        if !last.is_null() {
+            return last;
+        }
         let mut spare = lock(&self.spare);
-        spare.flights += 1;
-        let flight = spare.flights;
         let block = spare.first;
         if block.is_null() {
             drop(spare);
-            return (Block::allocate(), flight);
+            return Block::allocate();
         }
         // SAFETY: blocks in the list are idle and alive.
         spare.first = unsafe { (*block).operation.next.cast() };
         spare.length -= 1;
-        (block, flight)
+        block
     }
 
     /// Takes an idle block back.
     pub(crate) fn put_block(&self, block: *mut Block<K, M>) {
+        let block = self.last.swap(block, Ordering::AcqRel);
+        if block.is_null() {
+            return;
+        }
         let mut spare = lock(&self.spare);
         if spare.length >= SPARE_BLOCKS {
             drop(spare);
@@ -225,7 +236,8 @@ impl<K, M> Block<K, M> {
             handle: None,
             payload: Payload::Idle,
             context: None,
-            flight: 0,
+            // No two blocks' flights are ever numbered alike, even at one address.
+            flight: BLOCKS.fetch_add(1, Ordering::Relaxed) << 32,
         }));
         let _ = block.expose_provenance();
         block
@@ -240,6 +252,11 @@ impl<K, M> Drop for HandleShared<K, M> {
             // SAFETY: blocks in the list are idle, ours, and made by `allocate`.
             let block = unsafe { Box::from_raw(spare.first) };
             spare.first = block.operation.next.cast();
+        }
+        let last = *self.last.get_mut();
+        if !last.is_null() {
+            // SAFETY: as above.
+            drop(unsafe { Box::from_raw(last) });
         }
     }
 }

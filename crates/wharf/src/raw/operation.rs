@@ -324,6 +324,13 @@ impl Operation {
         self.state.store(state as u8, Ordering::Release);
     }
 
+    /// Makes an idle operation a new one; what `begin` sets is left to that.
+    pub(crate) fn prepare(&mut self, request: Request, deadline: Option<Duration>, silent: bool) {
+        self.request = request;
+        self.deadline = deadline;
+        self.flags.silent = silent;
+    }
+
     /// Prepares the header for a new flight.
     pub(crate) fn begin(&mut self, handle: &Handle) {
         self.handle = handle;

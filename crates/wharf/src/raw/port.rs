@@ -61,15 +61,28 @@ unsafe impl Send for Entry {}
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Counters {
-    packets: AtomicU64,
     stolen: AtomicU64,
     entries: AtomicU64,
-    started: AtomicU64,
-    finished: AtomicU64,
+    /// Moves whenever the holder takes a packet. Not exact: it has no lock.
+    progress: AtomicU64,
     /// The watch found its holder busy for long: its completions may be taken by anyone.
     stuck: AtomicBool,
     /// A worker that waits elsewhere is woken when something can be taken here.
     attended: AtomicBool,
+}
+
+/// What is counted per thread, so that counting is a plain addition: only its thread writes it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Tally {
+    packets: AtomicU64,
+    started: AtomicU64,
+    finished: AtomicU64,
+}
+
+impl Tally {
+    const ALL: [fn(&Self) -> &AtomicU64; 3] =
+        [|tally| &tally.packets, |tally| &tally.started, |tally| &tally.finished];
 }
 
 /// How many completions must wait in the lane of a worker that runs before an idle worker helps
@@ -96,6 +109,10 @@ pub(crate) struct Shared {
     setup: Setup,
     next_lane: AtomicU16,
     guard: ForkGuard,
+    /// The tallies of the threads that are bound to this port.
+    tallies: Mutex<Vec<Arc<Tally>>>,
+    /// What threads that are not bound have counted, and those that were.
+    others: Tally,
 }
 
 // ---- Threads ------------------------------------------------------------------------------
@@ -104,6 +121,7 @@ pub(crate) struct Shared {
 struct Binding {
     port: Arc<Shared>,
     worker: Arc<Worker>,
+    tally: Arc<Tally>,
 }
 
 impl Drop for Binding {
@@ -117,6 +135,12 @@ impl Drop for Binding {
         }
         self.port.give_up_lane(&self.worker);
         self.port.watch.forget(self.worker.thread);
+        let mut tallies = lock(&self.port.tallies);
+        for counter in Tally::ALL {
+            let counted = counter(&self.tally).load(Ordering::Relaxed);
+            counter(&self.port.others).fetch_add(counted, Ordering::Relaxed);
+        }
+        tallies.retain(|tally| !Arc::ptr_eq(tally, &self.tally));
     }
 }
 
@@ -125,10 +149,12 @@ impl Drop for Binding {
 struct Current {
     port: *const Shared,
     worker: *const Arc<Worker>,
+    tally: *const Tally,
 }
 
 impl Current {
-    const NONE: Self = Self { port: std::ptr::null(), worker: std::ptr::null() };
+    const NONE: Self =
+        Self { port: std::ptr::null(), worker: std::ptr::null(), tally: std::ptr::null() };
 }
 
 thread_local! {
@@ -170,6 +196,8 @@ impl Shared {
             setup,
             next_lane: AtomicU16::new(0),
             guard,
+            tallies: Mutex::new(Vec::new()),
+            others: Tally::default(),
         });
         for lane in &port.lanes {
             let weak = Arc::downgrade(&port);
@@ -262,8 +290,25 @@ impl Shared {
     }
 
     pub(crate) fn count_started(&self) {
-        let lane = self.current().and_then(|worker| worker.lane()).unwrap_or(0);
-        self.counters[lane].started.fetch_add(1, Ordering::Relaxed);
+        self.count(|tally| &tally.started);
+    }
+
+    fn count(&self, counter: fn(&Tally) -> &AtomicU64) {
+        let current = CURRENT.with(Cell::get);
+        if !std::ptr::eq(current.port, self) {
+            counter(&self.others).fetch_add(1, Ordering::Release);
+            return;
+        }
+        // SAFETY: as for the worker in `current`.
+        let counter = counter(unsafe { &*current.tally });
+        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Release);
+    }
+
+    /// Sums of counters over all threads, those that have gone included.
+    fn sums<const N: usize>(&self, counters: [fn(&Tally) -> &AtomicU64; N]) -> [u64; N] {
+        let tallies = lock(&self.tallies);
+        let tallies = || tallies.iter().map(|tally| &**tally).chain([&self.others]);
+        counters.map(|counter| tallies().map(|tally| counter(tally).load(Ordering::Acquire)).sum())
     }
 
     // ---- The queue that is ours ---------------------------------------------------------
@@ -381,7 +426,7 @@ impl Shared {
     /// How far a lane's holder has come: changes whenever it takes a packet or enters the kernel.
     pub(super) fn progress(&self, lane: usize) -> u64 {
         let counters = &self.counters[lane];
-        counters.packets.load(Ordering::Relaxed) + counters.entries.load(Ordering::Relaxed)
+        counters.progress.load(Ordering::Relaxed) + counters.entries.load(Ordering::Relaxed)
     }
 
     /// Lets idle workers take a lane's completions, whose holder is busy with something else, and
@@ -403,12 +448,18 @@ impl Shared {
             return;
         }
         let worker = Worker::new(NEXT_WORKER.fetch_add(1, Ordering::Relaxed), thread_id());
-        let binding = Box::new(Binding { port: self.clone(), worker });
-        let worker = &raw const binding.worker;
+        let tally = Arc::new(Tally::default());
+        lock(&self.tallies).push(tally.clone());
+        let binding = Box::new(Binding { port: self.clone(), worker, tally });
+        let current = Current {
+            port: Arc::as_ptr(self),
+            worker: &raw const binding.worker,
+            tally: Arc::as_ptr(&binding.tally),
+        };
         // The former binding gives its lane back as it drops, outside the borrow.
         let former = BINDING.with(|slot| slot.borrow_mut().replace(binding));
         drop(former);
-        CURRENT.with(|current| current.set(Current { port: Arc::as_ptr(self), worker }));
+        CURRENT.with(|slot| slot.set(current));
     }
 
     /// Ends this thread's tie to the port.
@@ -553,8 +604,10 @@ impl Shared {
     fn count_packet(&self, own: usize, completion: &Completion) {
         PACKETS.with(|packets| packets.set(packets.get() + 1));
         if !completion.silent {
-            self.counters[own].packets.fetch_add(1, Ordering::Relaxed);
+            self.count(|tally| &tally.packets);
         }
+        let progress = &self.counters[own].progress;
+        progress.store(progress.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 
     fn take_queued(&self, own: usize, retain: &dyn Fn(*mut Operation)) -> Option<Completion> {
@@ -852,8 +905,7 @@ impl Shared {
             // SAFETY: in flight, nothing outstanding, and the lock is held.
             unsafe { handle.again(&mut state, operation) };
         } else {
-            let lane = self.current().and_then(|worker| worker.lane()).unwrap_or(0);
-            self.counters[lane].finished.fetch_add(1, Ordering::Relaxed);
+            self.count(|tally| &tally.finished);
             op.set_state(State::Idle);
         }
         Some(completion)
@@ -871,11 +923,9 @@ impl Shared {
 
     /// Operations started and not handed out yet.
     pub(crate) fn in_flight(&self) -> u64 {
-        let sum = |counter: fn(&Counters) -> &AtomicU64| -> u64 {
-            self.counters.iter().map(|counters| counter(counters).load(Ordering::Acquire)).sum()
-        };
-        let finished = sum(|counters| &counters.finished);
-        sum(|counters| &counters.started).saturating_sub(finished)
+        // What is finished first: then the difference is never negative.
+        let [finished, started] = self.sums([|tally| &tally.finished, |tally| &tally.started]);
+        started.saturating_sub(finished)
     }
 
     /// After closing: hands everything that is still queued or in flight to `sink`, and waits for
@@ -916,7 +966,7 @@ impl Shared {
         };
         Stats {
             concurrency: self.lanes.len(),
-            packets: sum(|counters| &counters.packets),
+            packets: self.sums([|tally| &tally.packets])[0],
             posted: self.posted.load(Ordering::Relaxed),
             stolen: sum(|counters| &counters.stolen),
             hand_overs: self.schedule.hand_overs(),

@@ -477,7 +477,6 @@ impl Lane {
                 op.flags.emptied = event.flags & abi::IORING_CQE_F_SOCK_NONEMPTY == 0;
                 if event.flags & abi::IORING_CQE_F_BUFFER != 0 {
                     op.buffer = event.flags >> abi::IORING_CQE_BUFFER_SHIFT;
-                    self.pool.taken();
                 }
             }
         }

@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     io,
     sync::atomic::{AtomicU16, AtomicUsize, Ordering},
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use linux_raw_sys::io_uring as abi;
@@ -23,8 +23,6 @@ pub(crate) struct Pool {
     region: Mapping,
     size: usize,
     count: u16,
-    /// Buffers in users' hands.
-    outstanding: AtomicUsize,
     /// Times an operation had to wait because no buffer was left.
     exhausted: AtomicUsize,
     /// How many operations wait for one.
@@ -74,7 +72,6 @@ impl Pool {
             region,
             size,
             count,
-            outstanding: AtomicUsize::new(0),
             exhausted: AtomicUsize::new(0),
             starving: AtomicUsize::new(0),
             state: Mutex::new(State {
@@ -135,16 +132,19 @@ impl Pool {
         unsafe { self.region.address().add(usize::from(id) * self.size) }
     }
 
-    /// Notes that the kernel has filled a buffer, which now belongs to a user.
-    pub(crate) fn taken(&self) {
-        self.outstanding.fetch_add(1, Ordering::Relaxed);
-    }
-
     /// Takes a free buffer, where they are ours to take.
     pub(crate) fn take(&self) -> Option<u16> {
-        let id = self.lock().free.pop()?;
-        self.taken();
-        Some(id)
+        self.lock().free.pop()
+    }
+
+    /// How many buffers are free, if none lies in a completion that nobody has taken yet. Every
+    /// buffer in a user's hands holds a reference to the pool, and so does the lane.
+    fn free(self: &Arc<Self>) -> usize {
+        let state = self.lock();
+        match state.ring {
+            Some(_) => usize::from(self.count).saturating_sub(Arc::strong_count(self) - 1),
+            None => state.free.len(),
+        }
     }
 
     fn put(&self, state: &mut State, id: u16) {
@@ -171,7 +171,6 @@ impl Pool {
     pub(crate) fn give_back(&self, id: u16) {
         let mut state = self.lock();
         self.put(&mut state, id);
-        self.outstanding.fetch_sub(1, Ordering::Relaxed);
         let next = self.next_starving(&mut state);
         drop(state);
         if let (Some(operation), Some(resume)) = (next, self.resume.get()) {
@@ -182,13 +181,12 @@ impl Pool {
     /// Lets as many waiting operations go on as there are free buffers. Called when every
     /// completion that may hold one has been taken: a buffer that came back just before an
     /// operation began to wait has woken nobody.
-    pub(crate) fn resume_free(&self) {
+    pub(crate) fn resume_free(self: &Arc<Self>) {
         if self.starving() == 0 {
             return;
         }
         let Some(resume) = self.resume.get() else { return };
-        let free = usize::from(self.count).saturating_sub(self.outstanding.load(Ordering::Relaxed));
-        for _ in 0..free {
+        for _ in 0..self.free() {
             let next = self.next_starving(&mut self.lock());
             let Some(operation) = next else { return };
             resume(operation);
