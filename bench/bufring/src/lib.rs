@@ -1,8 +1,9 @@
-//! An io_uring with a ring of provided buffers, for the bare loops of the benchmarks: the rival of that
-//! name, and the load generator.
+//! An io_uring with a ring of provided buffers, for the bare loops of the benchmarks: the rival of
+//! that name, and the load generator.
 //!
-//! One thread creates a [`Ring`] and uses it (`SINGLE_ISSUER`, `DEFER_TASKRUN`). Requests are gathered
-//! and go to the kernel together with the wait for completions, one system call for all of them.
+//! One thread creates a [`Ring`] and uses it (`SINGLE_ISSUER`, `DEFER_TASKRUN`). Requests are
+//! gathered and go to the kernel together with the wait for completions, one system call for all of
+//! them.
 //!
 //! Who may touch a buffer: the kernel, from [`Ring::new`] or [`Ring::give_back`] until a completion
 //! names the buffer; then the holder of the [`Taken`], and nobody else, until it is given back. A
@@ -20,8 +21,8 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 /// The kernel wants the ring of buffers to start on a page.
 const PAGE: usize = 4096;
 
-/// What lies between two buffers, in bytes. Without it, buffers of a power of two would begin in the
-/// same few sets of the cache, and small messages touch little more than the beginning.
+/// What lies between two buffers, in bytes. Without it, buffers of a power of two would begin in
+/// the same few sets of the cache, and small messages touch little more than the beginning.
 const GAP: usize = 64;
 
 /// The only group of buffers in a ring.
@@ -29,8 +30,8 @@ const GROUP: u16 = 0;
 
 /// An io_uring and its provided buffers.
 ///
-/// The order of the fields is the order of their drop: the kernel lets go of the buffers when the ring
-/// closes, and only then may they be freed.
+/// The order of the fields is the order of their drop: the kernel lets go of the buffers when the
+/// ring closes, and only then may they be freed.
 pub struct Ring {
     uring: IoUring,
     buffers: Buffers,
@@ -80,8 +81,8 @@ impl Ring {
             .setup_cqsize(entries.saturating_mul(4))
             .build(entries)?;
         let buffers = Buffers::new(count, size);
-        // SAFETY: the entries stay where they are until `buffers` is dropped, which is after `uring`
-        // is dropped and with it the registration.
+        // SAFETY: the entries stay where they are until `buffers` is dropped, which is after
+        // `uring` is dropped and with it the registration.
         unsafe {
             uring.submitter().register_buf_ring_with_flags(
                 buffers.entries.as_ptr() as u64,
@@ -122,7 +123,8 @@ impl Ring {
     ///
     /// # Safety
     ///
-    /// The bytes must neither move, change nor be freed until they are sent, or the ring is dropped.
+    /// The bytes must neither move, change nor be freed until they are sent, or the ring is
+    /// dropped.
     pub unsafe fn send(
         &mut self,
         fd: RawFd,
@@ -136,8 +138,8 @@ impl Ring {
         self.push(&entry.flags(flags))
     }
 
-    /// Hands the gathered requests to the kernel, waits for at least `wanted` completions, and appends
-    /// all that there are to `completions`.
+    /// Hands the gathered requests to the kernel, waits for at least `wanted` completions, and
+    /// appends all that there are to `completions`.
     pub fn wait(&mut self, wanted: usize, completions: &mut Vec<Completion>) -> io::Result<()> {
         self.buffers.publish();
         match self.uring.submit_and_wait(wanted) {
@@ -184,8 +186,8 @@ impl Ring {
 
     fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
         loop {
-            // SAFETY: receives and polls refer to no memory but the provided buffers, which outlive the
-            // ring; for sends, see where they are built.
+            // SAFETY: receives and polls refer to no memory but the provided buffers, which outlive
+            // the ring; for sends, see where they are built.
             if unsafe { self.uring.submission().push(entry) }.is_ok() {
                 return Ok(());
             }
@@ -253,9 +255,9 @@ impl Buffers {
     /// Writes the next entry. The kernel does not look at it before `publish`.
     fn put(&mut self, id: u16) {
         assert!(id <= self.mask);
-        // SAFETY: both indexes are within what was allocated, by the mask. The entry is ours to write:
-        // there are as many entries as buffers, and this buffer is not in any of them, so the kernel
-        // has consumed the one that we overwrite.
+        // SAFETY: both indexes are within what was allocated, by the mask. The entry is ours to
+        // write: there are as many entries as buffers, and this buffer is not in any of them, so
+        // the kernel has consumed the one that we overwrite.
         unsafe {
             let entry = &mut *self.entries.as_ptr().add(usize::from(self.tail & self.mask));
             entry.set_addr(self.memory.as_ptr().add(self.start(id)) as u64);
@@ -266,8 +268,9 @@ impl Buffers {
     }
 
     fn publish(&self) {
-        // SAFETY: the tail lies in the first entry, which `set_*` above never write to; the kernel only
-        // reads it. Release: what we wrote into the entries is visible to whoever sees the new tail.
+        // SAFETY: the tail lies in the first entry, which `set_*` above never write to; the kernel
+        // only reads it. Release: what we wrote into the entries is visible to whoever sees the new
+        // tail.
         unsafe {
             let tail = BufRingEntry::tail(self.entries.as_ptr()).cast_mut();
             AtomicU16::from_ptr(tail).store(self.tail, Ordering::Release);

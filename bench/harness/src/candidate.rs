@@ -9,8 +9,8 @@ use crate::Failure;
 use crate::child::{Running, Stop};
 use crate::launch;
 
-/// The rivals that ought to be there. One that is not built is reported, not passed over. Others are
-/// found by their name, `rival-*`, in the same folder.
+/// The rivals that ought to be there. One that is not built is reported, not passed over. Others
+/// are found by their name, `rival-*`, in the same folder.
 const RIVALS: &[&str] = &["tokio", "compio", "monoio", "epoll", "uring"];
 
 /// The name of our own server among the candidates.

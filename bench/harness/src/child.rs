@@ -127,8 +127,8 @@ impl Drop for Running {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
         let deadline = Instant::now() + GRACE;
         if matches!(self.child.try_wait(), Ok(None)) {
-            // It is our child and not waited for: the id cannot be another's. A failure means that it
-            // has ended in this moment.
+            // It is our child and not waited for: the id cannot be another's. A failure means that
+            // it has ended in this moment.
             kill(pid, Signal::SIGTERM).ok();
         }
         while matches!(self.child.try_wait(), Ok(None)) {

@@ -1,8 +1,8 @@
-//! `launch`: puts itself onto the given CPUs, asks to be killed when the harness dies, and becomes the
-//! given program.
+//! `launch`: puts itself onto the given CPUs, asks to be killed when the harness dies, and becomes
+//! the given program.
 //!
-//! It is a process of its own because all of this has to happen between fork and exec, where a program
-//! with threads may do next to nothing; here there is only one thread, and no unsafe code.
+//! It is a process of its own because all of this has to happen between fork and exec, where a
+//! program with threads may do next to nothing; here there is only one thread, and no unsafe code.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;

@@ -1,13 +1,13 @@
 //! Runs wharf and its rivals side by side, and says what each of them costs.
 //!
-//! Every server is a process of its own, and so is the load generator: what each of them uses can then
-//! be told apart. The harness starts them anew for every window, one candidate after the other, so that
-//! a quiet or a busy minute of the machine falls on all of them alike.
+//! Every server is a process of its own, and so is the load generator: what each of them uses can
+//! then be told apart. The harness starts them anew for every window, one candidate after the
+//! other, so that a quiet or a busy minute of the machine falls on all of them alike.
 //!
-//! The parts, from the outside in: [`cli`] reads the command line; [`scenario`] knows what is measured
-//! and goes through rounds and candidates; [`candidate`] knows how a server is started; [`child`] and
-//! [`launch`] see to it that no process is left behind; [`load`] is the generator; [`measure`] reads
-//! clocks and counters; [`report`] turns windows into tables and JSON.
+//! The parts, from the outside in: [`cli`] reads the command line; [`scenario`] knows what is
+//! measured and goes through rounds and candidates; [`candidate`] knows how a server is started;
+//! [`child`] and [`launch`] see to it that no process is left behind; [`load`] is the generator;
+//! [`measure`] reads clocks and counters; [`report`] turns windows into tables and JSON.
 
 pub mod candidate;
 pub mod child;

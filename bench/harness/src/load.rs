@@ -1,8 +1,8 @@
-//! `load`: the load generator. One thread with one io_uring, built to be cheaper than any server: all
-//! the sends of a turn, and the wait for the echoes, are one system call.
+//! `load`: the load generator. One thread with one io_uring, built to be cheaper than any server:
+//! all the sends of a turn, and the wait for the echoes, are one system call.
 //!
-//! It is a closed loop: every connection has one message under way, and sends the next when the echo of
-//! the last one is complete. Every echo is compared with what was sent.
+//! It is a closed loop: every connection has one message under way, and sends the next when the
+//! echo of the last one is complete. Every echo is compared with what was sent.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -20,8 +20,8 @@ use crate::measure::{
     busiest_share, cpu_ns, machine_cpu_ns, settled_resident_bytes, thread_cpu_ns,
 };
 
-/// How many connections have the same source address. Well below the number of ports that the system
-/// gives out by itself.
+/// How many connections have the same source address. Well below the number of ports that the
+/// system gives out by itself.
 const CONNECTIONS_PER_SOURCE: usize = 8000;
 
 /// The largest piece that is received at once, in bytes.
@@ -138,8 +138,8 @@ pub fn run(args: &[OsString]) -> Result<(), Failure> {
 
 /// Connects from one of several source addresses, as a single one does not have enough ports.
 ///
-/// Closing is abrupt (it resets the connection): ten thousand ports would otherwise be out of use for a
-/// minute after every window.
+/// Closing is abrupt (it resets the connection): ten thousand ports would otherwise be out of use
+/// for a minute after every window.
 fn connect(target: SocketAddr, number: usize) -> Result<TcpStream, Failure> {
     let failed = |error: io::Error| Failure(format!("connection {number} to {target}: {error}"));
     let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))
@@ -224,7 +224,8 @@ const SEND: u64 = 1;
 
 impl Generator {
     fn new(job: &Job, block: Option<Block>) -> Result<Self, Failure> {
-        // As many buffers as echoes may arrive in one turn, so that no receive ends for want of them.
+        // As many buffers as echoes may arrive in one turn, so that no receive ends for want of
+        // them.
         let buffers = job.connections.next_power_of_two().clamp(256, 4096);
         let ring = Ring::new(
             4096,
@@ -382,8 +383,8 @@ impl Generator {
         if let Some(bytes) = connection.message.get_mut(1..9) {
             bytes.copy_from_slice(&connection.sequence.to_le_bytes());
         }
-        // SAFETY: the message is in a box of its own, which is freed with the connections, after the
-        // ring. It changes only in this function, which is called when all of it has come back.
+        // SAFETY: the message is in a box of its own, which is freed with the connections, after
+        // the ring. It changes only in this function, which is called when all of it has come back.
         unsafe {
             self.ring.send(
                 connection.stream.as_raw_fd(),

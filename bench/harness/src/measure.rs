@@ -17,8 +17,8 @@ use crate::Failure;
 /// The CPU time that a process has used, in nanoseconds, with all its threads, also those that have
 /// ended, and io_uring's kernel threads on its behalf.
 ///
-/// The kernel keeps a clock per process that says exactly this. `/proc/PID/stat` counts in hundredths
-/// of a second, and `/proc/PID/schedstat` is about the first thread only.
+/// The kernel keeps a clock per process that says exactly this. `/proc/PID/stat` counts in
+/// hundredths of a second, and `/proc/PID/schedstat` is about the first thread only.
 pub fn cpu_ns(process: u32) -> Result<u64, Failure> {
     let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(i32::try_from(process)?))?;
     nanoseconds(clock)
@@ -28,7 +28,8 @@ fn nanoseconds(clock: ClockId) -> Result<u64, Failure> {
     Ok(u64::try_from(Duration::from(clock_gettime(clock)?).as_nanos())?)
 }
 
-/// The CPU time of each living thread of a process, in nanoseconds. Empty when the kernel does not tell.
+/// The CPU time of each living thread of a process, in nanoseconds. Empty when the kernel does not
+/// tell.
 #[must_use]
 pub fn thread_cpu_ns(process: u32) -> HashMap<String, u64> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return HashMap::new() };
@@ -101,13 +102,13 @@ pub fn raise_descriptor_limit() -> Result<u64, Failure> {
 /// How long the machine took for a piece of work that is always the same.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Calibration {
-    /// CPU time. It grows when the CPU is slowed down, or shared with a neighbour outside of what this
-    /// machine can see.
+    /// CPU time. It grows when the CPU is slowed down, or shared with a neighbour outside of what
+    /// this machine can see.
     pub cpu_ns: u64,
     /// Time on the clock. What it has beyond the CPU time, others have used.
     pub wall_ns: u64,
-    /// What the kernel alone takes for an echo: CPU time of one send and one recv of 64 B over TCP on
-    /// loopback, on one CPU. No server can be cheaper by much.
+    /// What the kernel alone takes for an echo: CPU time of one send and one recv of 64 B over TCP
+    /// on loopback, on one CPU. No server can be cheaper by much.
     pub kernel_ns: u64,
 }
 

@@ -33,8 +33,8 @@ impl Spread {
         Some(Self { median, min, max, values })
     }
 
-    /// Whether the two ranges are apart enough to say which one is lower: they have at most half of the
-    /// narrower one in common.
+    /// Whether the two ranges are apart enough to say which one is lower: they have at most half of
+    /// the narrower one in common.
     #[must_use]
     pub fn ranks_against(&self, other: &Self) -> bool {
         let common = self.max.min(other.max) - self.min.max(other.min);

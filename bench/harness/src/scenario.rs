@@ -16,7 +16,8 @@ use crate::report::{Comparison, Spread, grouped, table};
 /// The size of a small message, in bytes.
 const SMALL: usize = 64;
 
-/// The part of all CPUs that others may use, in the median window, before the figures lose their worth.
+/// The part of all CPUs that others may use, in the median window, before the figures lose their
+/// worth.
 const OTHERS_MAX: f64 = 0.15;
 
 /// What is measured.
@@ -181,7 +182,8 @@ pub enum Figures {
         cpu_ns: Spread,
         /// Requests of all kinds per second.
         rate: Spread,
-        /// Latency that half of the requests stay below, in microseconds; those that block not counted.
+        /// Latency that half of the requests stay below, in microseconds; those that block not
+        /// counted.
         p50_us: Spread,
         /// And 99 in 100.
         p99_us: Spread,
@@ -450,8 +452,8 @@ impl Outcome {
         Spread::of(self.calibration.iter().map(|it| it.kernel_ns as f64).collect())
     }
 
-    /// Whether the kernel's own part can be told from the server's: it was measured for small messages,
-    /// and on one CPU.
+    /// Whether the kernel's own part can be told from the server's: it was measured for small
+    /// messages, and on one CPU.
     fn shows_kernel(&self) -> bool {
         let Setup { scenario, cpus, size, .. } = &self.setup;
         *scenario == Scenario::Echo && cpus.len() == 1 && *size == SMALL
@@ -466,8 +468,8 @@ impl Outcome {
         let kernel = self.kernel_ns();
         let Some(((cpu, wall), kernel)) = cpu.zip(wall).zip(kernel) else { return String::new() };
         let mut text = format!(
-            "  machine: the same work took {:.1} to {:.1} ms of CPU, and up to {:.2} times that on the \
-             clock; the kernel alone at least {:.0} ns per send and recv",
+            "  machine: the same work took {:.1} to {:.1} ms of CPU, and up to {:.2} times that on \
+             the clock; the kernel alone at least {:.0} ns per send and recv",
             cpu.min, cpu.max, wall.max, kernel.min
         );
         if let Some(others) = &self.others_share {

@@ -25,8 +25,8 @@ pub(crate) fn pause(attempt: u32) {
     std::thread::sleep(std::time::Duration::from_micros(5 << attempt.min(8)));
 }
 
-/// Locks a mutex (of std's, wherever the rest is loom's) whose data stays consistent at every step, so that a panic elsewhere while it
-/// was held says nothing about the data.
+/// Locks a mutex (of std's, wherever the rest is loom's) whose data stays consistent at every step,
+/// so that a panic elsewhere while it was held says nothing about the data.
 pub(crate) fn lock<T>(mutex: &PlainMutex<T>) -> PlainGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

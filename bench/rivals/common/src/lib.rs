@@ -15,7 +15,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 pub use deal::{Inbox, deal};
 
 /// The read buffer that each rival uses, in bytes. The same everywhere, so that large messages cost
-/// everybody the same number of reads; it is also the size that monoio's and compio's documents use.
+/// everybody the same number of reads; it is also the size that monoio's and compio's documents
+/// use.
 pub const BUFFER: usize = 8192;
 
 /// The length of every listen queue. Long enough for a thousand connections made in one go.
@@ -26,8 +27,8 @@ const BACKLOG: i32 = 4096;
 pub enum Service {
     /// Send every byte back.
     Echo,
-    /// Messages of a fixed size, in bytes. The first byte says for how many milliseconds the handler
-    /// sleeps, without telling anybody, before it sends the message back.
+    /// Messages of a fixed size, in bytes. The first byte says for how many milliseconds the
+    /// handler sleeps, without telling anybody, before it sends the message back.
     Block {
         /// The size of a message.
         size: usize,

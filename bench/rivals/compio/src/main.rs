@@ -1,6 +1,6 @@
 //! Echo on compio: a dispatcher for each thread starts the runtime there, and serves the accepted
-//! connections, as in compio's `dispatcher` example. They are accepted by a plain thread: compio's own
-//! streams stay on one thread, unless every descriptor is made to count atomically.
+//! connections, as in compio's `dispatcher` example. They are accepted by a plain thread: compio's
+//! own streams stay on one thread, unless every descriptor is made to count atomically.
 
 #![forbid(unsafe_code)]
 

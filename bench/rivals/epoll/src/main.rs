@@ -1,6 +1,6 @@
-//! Echo on a bare epoll loop per thread: edge-triggered, one registration per connection for its whole
-//! life, and no second read when the first one came back short. The best loop of its kind, without any
-//! runtime around it.
+//! Echo on a bare epoll loop per thread: edge-triggered, one registration per connection for its
+//! whole life, and no second read when the first one came back short. The best loop of its kind,
+//! without any runtime around it.
 
 #![forbid(unsafe_code)]
 
@@ -135,8 +135,8 @@ impl Connection {
                 }
                 Err(error) => return Err(error),
             };
-            // A short read has emptied the socket, and whatever comes later brings a new event. Only
-            // the end of the stream may have come with an event that we hold already.
+            // A short read has emptied the socket, and whatever comes later brings a new event.
+            // Only the end of the stream may have come with an event that we hold already.
             self.unread = over || count == buffer.len();
             match service {
                 Service::Echo => self.send(&buffer[..count])?,

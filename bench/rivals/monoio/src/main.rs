@@ -1,5 +1,5 @@
-//! Echo on monoio: a runtime per thread, and in each a listener on the same port (`SO_REUSEPORT`, on
-//! by default in monoio), so that the kernel deals the connections out.
+//! Echo on monoio: a runtime per thread, and in each a listener on the same port (`SO_REUSEPORT`,
+//! on by default in monoio), so that the kernel deals the connections out.
 
 #![forbid(unsafe_code)]
 
@@ -18,8 +18,8 @@ const ENTRIES: u32 = 4096;
 
 fn main() -> io::Result<()> {
     let options = Options::parse("monoio");
-    // Bound, but never accepted from: it finds a port that all can share. It is closed before anybody
-    // is told of the port, lest the kernel deal connections to it.
+    // Bound, but never accepted from: it finds a port that all can share. It is closed before
+    // anybody is told of the port, lest the kernel deal connections to it.
     let reserved = listen(options.tcp, true)?;
     let addr = reserved.local_addr()?;
     let (listening, listeners) = channel();

@@ -1,6 +1,6 @@
-//! Echo on a bare io_uring loop per thread: multishot receives into a small ring of provided buffers,
-//! sends from those same buffers, and one system call per turn that submits and waits. The best loop of
-//! its kind, without any runtime around it.
+//! Echo on a bare io_uring loop per thread: multishot receives into a small ring of provided
+//! buffers, sends from those same buffers, and one system call per turn that submits and waits. The
+//! best loop of its kind, without any runtime around it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -58,7 +58,8 @@ struct Connection {
     stream: TcpStream,
     receiving: bool,
     over: bool,
-    /// What is to be sent, in order. The first one is being sent: two at once could overtake each other.
+    /// What is to be sent, in order. The first one is being sent: two at once could overtake each
+    /// other.
     outgoing: VecDeque<Outgoing>,
     /// The beginning of a message, for service `block`.
     message: Vec<u8>,
@@ -193,9 +194,9 @@ impl Loop {
             None => Ok(()),
             Some(Outgoing::Received(taken)) => self.ring.send_back(fd, taken, mark(index, SEND)),
             Some(Outgoing::Message(message)) => {
-                // SAFETY: the message stays at the front of the queue, unchanged, until the send has
-                // completed. Moving the vector does not move its bytes. When the loop ends early, the
-                // ring is dropped before the connections.
+                // SAFETY: the message stays at the front of the queue, unchanged, until the send
+                // has completed. Moving the vector does not move its bytes. When the loop ends
+                // early, the ring is dropped before the connections.
                 unsafe { self.ring.send(fd, message, mark(index, SEND), false) }
             }
         }

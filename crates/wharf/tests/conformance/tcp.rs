@@ -1077,7 +1077,7 @@ fn a_send_that_is_cancelled_as_it_starts_comes_back() {
         for buffer in [4096, 16384, 65536] {
             let port = port(1);
             let (stream, _peer) = pair(&port);
-            socket2::SockRef::from(&stream).set_send_buffer_size(buffer).unwrap();
+            SockRef::from(&stream).set_send_buffer_size(buffer).unwrap();
             stream.send(vec![1; 16 << 20]).unwrap();
             assert_eq!(stream.cancel_all(), 1);
             assert!(next(&port).result.unwrap_err().is_cancelled());
