@@ -25,47 +25,6 @@ const BACKLOG: u64 = 4096;
 /// Fewer descriptors than this are few for a server.
 const DESCRIPTORS_FEW: u64 = 4096;
 
-/// A part of the kernel's interface, and the release that brought it.
-struct Known {
-    name: &'static str,
-    since: (u32, u32),
-    gives: &'static str,
-    without: &'static str,
-}
-
-const KNOWN: [Known; 5] = [
-    Known {
-        name: "io_uring, with timed waits",
-        since: (5, 11),
-        gives: "the port itself",
-        without: "wharf does not work",
-    },
-    Known {
-        name: "io_uring memory outside RLIMIT_MEMLOCK",
-        since: (5, 12),
-        gives: "queues of any size without asking for locked memory",
-        without: "queues count against RLIMIT_MEMLOCK, and are made smaller where it is short",
-    },
-    Known {
-        name: "provided-buffer rings",
-        since: (5, 19),
-        gives: "idle connections hold no buffer, and a receive takes one in the kernel",
-        without: "a receive waits for data first, and then takes a buffer: one more step",
-    },
-    Known {
-        name: "cooperative task running",
-        since: (5, 19),
-        gives: "a worker is not interrupted when something completes",
-        without: "workers are interrupted: a few percent",
-    },
-    Known {
-        name: "waits that are no I/O wait",
-        since: (6, 15),
-        gives: "idle workers are shown as idle",
-        without: "tools show idle workers as waiting for a disk (iowait); nothing is slower",
-    },
-];
-
 /// Looks, and prints. False: no port can be made.
 pub(crate) fn run(options: &Doctor) -> anyhow::Result<bool> {
     let report = Report::new();
@@ -87,18 +46,27 @@ struct Report {
     kernel: String,
     /// The concurrency value of a port that asks for none.
     concurrency: Option<usize>,
+    /// Empty where the kernel cannot be asked; the reason then says why.
     features: Vec<Feature>,
     limits: Vec<Limit>,
 }
 
+/// What the kernel may have, as [`wharf::probe`] found it.
 #[derive(Debug, Serialize)]
 struct Feature {
     name: &'static str,
-    /// By the kernel's release, not by asking.
-    available: bool,
-    since: String,
+    present: bool,
+    /// The Linux release that brought it.
+    since: &'static str,
+    /// What it gives, and what is done without it.
     gives: &'static str,
-    without: &'static str,
+}
+
+impl From<wharf::Feature> for Feature {
+    fn from(found: wharf::Feature) -> Self {
+        let wharf::Feature { name, present, since, gives, .. } = found;
+        Self { name, present, since, gives }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -124,7 +92,6 @@ impl Limit {
 impl Report {
     fn new() -> Self {
         let kernel = uname().release().to_string_lossy().into_owned();
-        let release = release(&kernel);
         let (driver, reason, concurrency) = match trial() {
             Ok(concurrency) => {
                 let reason = "a port was made, and moved data over a TCP connection".to_owned();
@@ -132,20 +99,15 @@ impl Report {
             }
             Err(reason) => (None, reason, None),
         };
-        let features = KNOWN.iter().map(|known| Feature {
-            name: known.name,
-            available: driver.is_some() && release.is_some_and(|release| release >= known.since),
-            since: format!("Linux {}.{}", known.since.0, known.since.1),
-            gives: known.gives,
-            without: known.without,
-        });
+        // Its error is the trial's, too, and stands in the reason.
+        let features = wharf::probe().unwrap_or_default();
         Self {
             driver,
             reason,
-            kernel,
             concurrency,
-            features: features.collect(),
-            limits: limits(release),
+            features: features.into_iter().map(Feature::from).collect(),
+            limits: limits(release(&kernel)),
+            kernel,
         }
     }
 
@@ -156,12 +118,12 @@ impl Report {
         if let Some(concurrency) = self.concurrency {
             line("concurrency", &format!("{concurrency}, for a port that asks for no other"))?;
         }
-        output::line("\nFeatures (by the kernel's release)")?;
-        for feature in &self.features {
-            let Feature { name, since, .. } = feature;
-            let (mark, text) =
-                if feature.available { ("yes", feature.gives) } else { ("NO", feature.without) };
-            output::line(&format!("  {mark:<4} {name} ({since}): {text}"))?;
+        if !self.features.is_empty() {
+            output::line("\nFeatures")?;
+        }
+        for Feature { name, present, since, gives } in &self.features {
+            let mark = if *present { "yes" } else { "NO" };
+            output::line(&format!("  {mark:<4} {name} (Linux {since}): {gives}"))?;
         }
         output::line("\nLimits")?;
         for Limit { name, value, good, advice } in &self.limits {

@@ -412,7 +412,14 @@ fn the_doctor_tells_driver_reason_features_and_limits() {
     let report = json(&output);
     assert_eq!(output.status.code(), Some(if report["driver"].is_null() { 1 } else { 0 }));
     assert!(!report["reason"].as_str().expect("a text").is_empty());
-    assert!(!report["features"].as_array().expect("a list").is_empty());
+    let features = report["features"].as_array().expect("a list");
+    assert!(!features.is_empty() || report["driver"].is_null(), "a port knows what it uses");
+    for feature in features {
+        assert!(feature["present"].is_boolean(), "{feature}");
+        for text in ["name", "since", "gives"] {
+            assert!(!feature[text].as_str().expect("a text").is_empty(), "{feature}");
+        }
+    }
     let limits = report["limits"].as_array().expect("a list");
     for name in ["RLIMIT_NOFILE", "RLIMIT_MEMLOCK", "processors"] {
         assert!(limits.iter().any(|limit| limit["name"] == name), "{name}");

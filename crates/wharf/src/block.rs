@@ -24,7 +24,7 @@ use crate::{
     buf::Buf,
     error::{Error, ErrorKind, Refused},
     port::PortShared,
-    raw::{self, Gather, Operation, Request},
+    raw::{self, Gather, Operation, Request, Started},
     sync::lock,
 };
 
@@ -112,6 +112,13 @@ pub struct OpId {
     flight: u64,
 }
 
+/// What starting an operation has done.
+#[derive(Debug)]
+pub(crate) enum Launched<M> {
+    Pending(OpId),
+    Completed { payload: Payload, bytes: usize, context: Option<M> },
+}
+
 /// What an operation may be given beside its request.
 #[derive(Debug)]
 pub(crate) struct Extras<M> {
@@ -151,6 +158,27 @@ impl<K, M> HandleShared<K, M> {
         payload: Payload,
         extras: Extras<M>,
     ) -> Result<OpId, Refused<Payload>> {
+        match self.begin(payload, extras, false)? {
+            Launched::Pending(id) => Ok(id),
+            Launched::Completed { .. } => unreachable!("completed without an attempt"),
+        }
+    }
+
+    /// Completes an operation at once if it can be done without waiting, or starts it.
+    pub(crate) fn launch_or_complete(
+        self: &Arc<Self>,
+        payload: Payload,
+        extras: Extras<M>,
+    ) -> Result<Launched<M>, Refused<Payload>> {
+        self.begin(payload, extras, true)
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        payload: Payload,
+        extras: Extras<M>,
+        attempt: bool,
+    ) -> Result<Launched<M>, Refused<Payload>> {
         let block = self.take_block();
         // SAFETY: an idle block out of the list is ours alone.
         let fields = unsafe { &mut *block };
@@ -167,8 +195,28 @@ impl<K, M> HandleShared<K, M> {
         // SAFETY: the block stays where it is, untouched, until its last completion; the buffers
         // that the request points into are in the block's payload, whose heap memory does not
         // move with it; and the block holds a reference to this handle.
-        match unsafe { self.raw.start(block.cast()) } {
-            Ok(()) => Ok(id),
+        let started = unsafe {
+            if attempt {
+                self.raw.start_or_complete(block.cast())
+            } else {
+                self.raw.start(block.cast()).map(|()| Started::Pending)
+            }
+        };
+        match started {
+            Ok(Started::Pending) => Ok(Launched::Pending(id)),
+            Ok(Started::Completed(bytes)) => {
+                // SAFETY: it is not in flight, so the block is ours alone again.
+                let fields = unsafe { &mut *block };
+                let mut payload = std::mem::replace(&mut fields.payload, Payload::Idle);
+                if let Payload::Recv(buf, _) = &mut payload {
+                    // SAFETY: the kernel has written that many bytes from the room's start.
+                    unsafe { buf.set_filled(bytes) };
+                }
+                let context = fields.context.take();
+                fields.handle = None;
+                self.put_block(block);
+                Ok(Launched::Completed { payload, bytes, context })
+            }
             Err(error) => Err(self.refuse(block, error)),
         }
     }

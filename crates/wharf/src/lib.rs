@@ -60,6 +60,6 @@ pub use crate::{
     probe::{Feature, probe},
     raw::Wait,
     stats::Stats,
-    tcp::{Incoming, Listener, Start, Stream},
+    tcp::{Incoming, Listener, Now, Start, Stream},
     workers::Workers,
 };

@@ -11,7 +11,7 @@ use std::{
 use socket2::{SockAddr, SockRef};
 
 use crate::{
-    block::{Extras, HandleShared, OpId, Payload, Vectored},
+    block::{Extras, HandleShared, Launched, OpId, Payload, Vectored},
     buf::Buf,
     error::{Error, ErrorKind, Refused, Result},
     port::{PortShared, plain},
@@ -120,6 +120,36 @@ fn refused(refused: Refused<Payload>) -> Refused<Buf> {
     Refused { error, value }
 }
 
+fn now<M>(launched: Launched<M>) -> Now<M> {
+    match launched {
+        Launched::Pending(id) => Now::Pending(id),
+        Launched::Completed { payload, bytes, context } => {
+            let buf = match payload {
+                Payload::Recv(buf, _) | Payload::Send(buf) => buf,
+                _ => Buf::default(),
+            };
+            Now::Completed { buf, bytes, context }
+        }
+    }
+}
+
+/// What became of an operation that was to be done at once if possible.
+#[derive(Debug)]
+#[expect(clippy::exhaustive_enums, reason = "these are all there are")]
+pub enum Now<M = ()> {
+    /// It is in flight, and its packet will come.
+    Pending(OpId),
+    /// It is over, and has no packet.
+    Completed {
+        /// The buffer, holding what was received or sent.
+        buf: Buf,
+        /// How many bytes.
+        bytes: usize,
+        /// The context it was given.
+        context: Option<M>,
+    },
+}
+
 impl<K, M> Start<'_, K, M> {
     /// Gives the operation a value that comes back with its (last) packet.
     pub fn context(mut self, context: M) -> Self {
@@ -157,6 +187,30 @@ impl<K, M> Start<'_, K, M> {
     /// As there.
     pub fn recv_exact(self, buf: impl Into<Buf>, bytes: usize) -> Result<OpId, Refused<Buf>> {
         self.shared.launch(Payload::Recv(buf.into(), Some(bytes)), self.extras).map_err(refused)
+    }
+
+    /// Receives at once if something is there, without a packet; otherwise starts a receive. Into a
+    /// buffer of the caller's; one of the pool is always waited for.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Stream::recv`]; and if it fails at once, without a packet. The buffer comes back.
+    #[doc(alias = "FILE_SKIP_COMPLETION_PORT_ON_SUCCESS")]
+    pub fn recv_now(self, buf: impl Into<Buf>) -> Result<Now<M>, Refused<Buf>> {
+        let payload = Payload::Recv(buf.into(), None);
+        self.shared.launch_or_complete(payload, self.extras).map(now).map_err(refused)
+    }
+
+    /// Sends at once if all of it can be given to the kernel, without a packet; otherwise starts a
+    /// send, of what is left.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Stream::send`]; and if it fails at once, without a packet. The buffer comes back.
+    #[doc(alias = "FILE_SKIP_COMPLETION_PORT_ON_SUCCESS")]
+    pub fn send_now(self, buf: impl Into<Buf>) -> Result<Now<M>, Refused<Buf>> {
+        let payload = Payload::Send(buf.into());
+        self.shared.launch_or_complete(payload, self.extras).map(now).map_err(refused)
     }
 
     /// See [`Stream::recv_each`].

@@ -72,7 +72,6 @@ pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
         listeners,
         totals: &totals,
         service: options.service,
-        buffers: options.buffers,
         patience: options.drain,
     };
     let end_of_signals = signals.handle();

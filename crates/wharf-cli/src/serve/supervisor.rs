@@ -25,8 +25,6 @@ pub(super) struct Supervisor<'a> {
     pub(super) listeners: Vec<Listener<Key>>,
     pub(super) totals: &'a Totals,
     pub(super) service: Service,
-    /// Buffers in the pool of each running slot.
-    pub(super) buffers: usize,
     /// How long a drain may take.
     pub(super) patience: Duration,
 }
@@ -46,39 +44,13 @@ impl Supervisor<'_> {
     /// Waits for a signal, drains, and closes the port. Nothing is returned if the port was closed
     /// by somebody else.
     pub(super) fn run(self, signals: &Receiver<()>) -> Option<Verdict> {
-        let (mut exhausted, mut held) = (0, 0);
         loop {
             match signals.recv_timeout(TICK) {
                 Ok(()) => return Some(self.drain(signals)),
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => self.look(false),
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
-            let now_exhausted = self.port.stats().buffers_exhausted;
-            if self.service == Service::Echo
-                && (now_exhausted != exhausted || held >= self.buffers / 2)
-            {
-                held = self.free_buffers();
-            }
-            exhausted = now_exhausted;
         }
-    }
-
-    /// Peers that do not read hold buffers of the pool: takes back those of the sends that have
-    /// stood still since the last look. A send that is cancelled goes on from its own memory.
-    /// Returns how many connections hold a buffer; receives wait for one only while a whole pool
-    /// is held.
-    fn free_buffers(&self) -> usize {
-        let mut held = 0;
-        self.each_connection(|stream, connection| {
-            let quiet = connection.quiet();
-            if connection.holds_buffer() {
-                held += 1;
-                if quiet {
-                    stream.cancel_all();
-                }
-            }
-        });
-        held
     }
 
     fn drain(self, signals: &Receiver<()>) -> Verdict {
@@ -91,7 +63,7 @@ impl Supervisor<'_> {
         while !hurried && !self.totals.all_done() && Instant::now() < deadline {
             if Instant::now() >= next_look {
                 next_look += QUIET;
-                self.end_quiet();
+                self.look(true);
             }
             hurried = signals.recv_timeout(DRAIN_TICK).is_ok();
         }
@@ -100,13 +72,28 @@ impl Supervisor<'_> {
         Verdict { finished_before: before.finished, failed_before: before.failed, hurried }
     }
 
-    /// Ends the connections on which nothing has moved since the last look and nothing is owed.
-    /// Only their receiving direction is shut down: data that has arrived all the same is received
-    /// and served, and then the receive says that it was the last.
-    fn end_quiet(&self) {
+    /// Looks after the connections on which nothing has moved since the last look.
+    ///
+    /// Peers that do not read hold buffers of the pool: those are taken back when receives wait for
+    /// one. A send that is cancelled goes on from its own memory.
+    ///
+    /// In a drain, connections that are owed nothing are ended. Only their receiving direction is
+    /// shut down: data that has arrived all the same is received and served, and then the receive
+    /// says that it was the last.
+    fn look(&self, drains: bool) {
+        let starving = self.service == Service::Echo && self.port.stats().starving > 0;
+        if !starving && !drains {
+            return;
+        }
         let discards = self.service == Service::Discard;
         self.each_connection(|stream, connection| {
-            if connection.quiet() && (discards || !connection.owes()) && connection.set_ending() {
+            if !connection.quiet() {
+                return;
+            }
+            if starving && connection.holds_buffer() {
+                stream.cancel_all();
+            }
+            if drains && (discards || !connection.owes()) && connection.set_ending() {
                 let asked = stream.start().silent().shutdown(Shutdown::Read);
                 if let Err(error) = asked {
                     log::debug!("a quiet connection was not ended: {error}");

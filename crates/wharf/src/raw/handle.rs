@@ -19,6 +19,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     sync::lock,
+    sys::uring,
 };
 
 /// Operations of one direction: one in the kernel, the others behind it.
@@ -194,6 +195,33 @@ impl Handle {
     #[doc(alias = "WSARecv")]
     #[doc(alias = "WSASend")]
     pub unsafe fn start(&self, operation: *mut Operation) -> Result<(), Error> {
+        // SAFETY: the caller's promise.
+        unsafe { self.begin(operation, false) }.map(drop)
+    }
+
+    /// Completes a receive into a buffer of the caller's, or a send, at once if it can be done
+    /// without waiting: it then has no packet, and is its owner's again. Otherwise, or if others
+    /// of its direction are in flight, or for any other request, starts it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::start`]; and if it fails at once: there is no packet then either.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::start`], if it is pending.
+    #[doc(alias = "FILE_SKIP_COMPLETION_PORT_ON_SUCCESS")]
+    pub unsafe fn start_or_complete(&self, operation: *mut Operation) -> Result<Started, Error> {
+        // SAFETY: the caller's promise.
+        unsafe { self.begin(operation, true) }
+    }
+
+    /// See [`Self::start`] and, for `attempt`, [`Self::start_or_complete`].
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    unsafe fn begin(&self, operation: *mut Operation, attempt: bool) -> Result<Started, Error> {
         self.port.check_process()?;
         let mut state = lock(&self.state);
         if state.closing || self.port.closed() {
@@ -216,6 +244,13 @@ impl Handle {
             // SAFETY: it is alive (the caller's promise) and was idle, so it is in no list.
             unsafe { queue.append(operation) };
         } else {
+            // SAFETY: the caller's promise makes the request's pointers good.
+            if attempt && let Some(result) = unsafe { uring::attempt(op) } {
+                return match result {
+                    Ok(bytes) => Ok(Started::Completed(bytes)),
+                    Err(error) => Err(Error::from_io(&error, "start")),
+                };
+            }
             queue.current = operation;
             // SAFETY: it is in flight from here on, and we hold the lock.
             match unsafe { self.submit(&mut state, operation) } {
@@ -230,7 +265,7 @@ impl Handle {
         self.port.count_started();
         drop(state);
         self.port.submit_for(foreign);
-        Ok(())
+        Ok(Started::Pending)
     }
 
     /// Pushes an operation to a lane. Returns the lane if it is not this thread's own, and has to
@@ -525,6 +560,16 @@ impl Handle {
             self.port.enqueue(Entry::Ready(next));
         }
     }
+}
+
+/// What [`Handle::start_or_complete`] has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "these are all there are")]
+pub enum Started {
+    /// The operation is in flight, and a packet will come.
+    Pending,
+    /// It is over, with that many bytes, and no packet will come.
+    Completed(usize),
 }
 
 /// What becomes of an operation whose submission is over.

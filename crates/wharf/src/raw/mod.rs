@@ -56,7 +56,7 @@ use std::{
 
 use self::port::{Setup, Shared, deadline, left};
 pub use self::{
-    handle::Handle,
+    handle::{Handle, Started},
     operation::{Gather, Operation, Request},
 };
 use crate::{

@@ -9,7 +9,8 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use wharf::{Buf, ErrorKind};
+use socket2::SockRef;
+use wharf::{Buf, ErrorKind, Now};
 
 use super::support::*;
 
@@ -764,4 +765,59 @@ fn echo_on_many_connections_keeps_every_byte() {
         port.close();
         join(server).unwrap();
     });
+}
+
+/// Would catch: an operation that was done at once and leaves a packet as well, or one that was
+/// not and leaves none; bytes that are lost or doubled between the two; a context that is lost.
+#[test]
+fn what_can_be_done_at_once_has_no_packet() {
+    run(|| {
+        let port = port(1);
+        let (stream, mut peer) = pair(&port);
+        // Nothing is there: it is started, and has a packet.
+        let started = stream.start().recv_now(Vec::with_capacity(8)).unwrap();
+        assert!(matches!(started, Now::Pending(_)), "{started:?}");
+        peer.write_all(b"one").unwrap();
+        assert_eq!(&received(next(&port))[..], b"one");
+        // Something is there: it is over.
+        peer.write_all(b"two").unwrap();
+        until("it is there", || stream_readable(&stream));
+        let now = stream.start().context(Token::from(7)).recv_now(Vec::with_capacity(8)).unwrap();
+        let Now::Completed { buf, bytes, context } = now else { panic!("{now:?}") };
+        assert_eq!((&buf[..], bytes, context.map(|token| token.id)), (&b"two"[..], 3, Some(7)));
+        // Behind another one nothing is done at once.
+        stream.recv(Vec::with_capacity(1)).unwrap();
+        peer.write_all(b"xy").unwrap();
+        let second = stream.start().recv_now(Vec::with_capacity(1)).unwrap();
+        assert!(matches!(second, Now::Pending(_)));
+        assert_eq!(
+            (&received(next(&port))[..], &received(next(&port))[..]),
+            (&b"x"[..], &b"y"[..])
+        );
+        // A send that fits is over; one that does not goes on where it was.
+        let sent = stream.start().send_now("fits").unwrap();
+        assert!(matches!(sent, Now::Completed { bytes: 4, .. }));
+        let large = pattern(0, 8 << 20);
+        let started = stream.start().send_now(large.clone()).unwrap();
+        assert!(matches!(started, Now::Pending(_)));
+        let reader = thread::spawn(move || {
+            let mut got = vec![0; 4 + (8 << 20)];
+            peer.read_exact(&mut got).unwrap();
+            got
+        });
+        assert_eq!(next(&port).result, Ok(8 << 20));
+        let got = join(reader);
+        assert!(&got[..4] == b"fits" && got[4..] == large);
+        assert!(poll(&port).is_none());
+        assert_eq!(port.stats().in_flight, 0);
+    });
+}
+
+fn stream_readable(stream: &Stream) -> bool {
+    let mut byte = [std::mem::MaybeUninit::new(0)];
+    let socket = SockRef::from(stream);
+    socket.set_nonblocking(true).unwrap();
+    let readable = socket.peek(&mut byte).is_ok();
+    socket.set_nonblocking(false).unwrap();
+    readable
 }

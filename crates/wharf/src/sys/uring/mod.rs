@@ -631,6 +631,40 @@ fn fail(op: &mut Operation, errno: i32) -> Step {
     Step::Finish
 }
 
+/// Tries to complete a request without waiting. None: it has to be submitted, from where this has
+/// brought it.
+///
+/// # Safety
+///
+/// The operation has a handle, and the pointers in its request are good.
+pub(crate) unsafe fn attempt(op: &mut Operation) -> Option<io::Result<usize>> {
+    // SAFETY: the caller's promise.
+    let fd = unsafe { (*op.handle).fd() };
+    let (done, wanted) = match op.request {
+        Request::Receive { buffer, length, exact } if length > 0 => {
+            // SAFETY: the caller's promise: so many bytes may be written there.
+            let done = unsafe { libc::recv(fd, buffer.cast(), length, libc::MSG_DONTWAIT) };
+            (done, if exact { length } else { 1 })
+        }
+        Request::Send { buffer, length } => {
+            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+            // SAFETY: the caller's promise: so many bytes may be read there.
+            (unsafe { libc::send(fd, buffer.cast(), length, flags) }, length)
+        }
+        _ => return None,
+    };
+    let Ok(done) = usize::try_from(done) else {
+        let error = io::Error::last_os_error();
+        return match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => None,
+            _ => Some(Err(error)),
+        };
+    };
+    op.bytes = done;
+    // A receive of nothing is the end of the stream: there is no rest to wait for.
+    (done >= wanted || done == 0).then_some(Ok(done))
+}
+
 /// Makes the socket forget a connect that was cancelled: the kernel would go on with it, and a
 /// later connect would meet it.
 fn give_up_connecting(op: &Operation) {
