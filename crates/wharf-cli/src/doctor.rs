@@ -106,7 +106,7 @@ impl Report {
             reason,
             concurrency,
             features: features.into_iter().map(Feature::from).collect(),
-            limits: limits(release(&kernel)),
+            limits: limits(),
             kernel,
         }
     }
@@ -132,12 +132,6 @@ impl Report {
         }
         Ok(())
     }
-}
-
-/// The first two numbers of a kernel's release.
-fn release(text: &str) -> Option<(u32, u32)> {
-    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 /// Makes a port as a program would and moves some data through it. Returns its concurrency value.
@@ -209,8 +203,8 @@ fn round_trip(port: &Port<()>) -> Result<(), String> {
 
 // ---- Limits -------------------------------------------------------------------------------
 
-fn limits(release: Option<(u32, u32)>) -> Vec<Limit> {
-    let mut limits = vec![descriptors(), locked_memory(release)];
+fn limits() -> Vec<Limit> {
+    let mut limits = vec![descriptors(), locked_memory()];
     limits.extend(uring_disabled());
     limits.extend(backlog());
     limits.extend(ports());
@@ -239,25 +233,24 @@ fn descriptors() -> Limit {
     }
 }
 
-fn locked_memory(release: Option<(u32, u32)>) -> Limit {
+fn locked_memory() -> Limit {
     /// What the queues and buffers of a few running slots take.
-    const ENOUGH: u64 = 16 << 20;
+    const ENOUGH: u64 = 1 << 20;
     let limit = getrlimit(Resource::Memlock);
     let value = match limit.current {
         Some(bytes) => format!("{} KiB", bytes >> 10),
         None => "unlimited".to_owned(),
     };
     let name = "RLIMIT_MEMLOCK";
-    let counts = release.is_none_or(|release| release < (5, 12));
-    if counts && limit.current.is_some_and(|bytes| bytes < ENOUGH) {
+    if limit.current.is_some_and(|bytes| bytes < ENOUGH) {
         return Limit::bad(
             name,
             value,
-            "on this kernel io_uring's queues count against it: raise it (ulimit -l, \
-             LimitMEMLOCK= in a systemd unit), or ports get smaller queues",
+            "io_uring's queues count against it, except for root: raise it (ulimit -l, \
+             LimitMEMLOCK= in a systemd unit), or ports get smaller queues, or none",
         );
     }
-    Limit::good(name, value, "not in the way: this kernel's io_uring does not need it")
+    Limit::good(name, value, "enough for the queues of a few running slots")
 }
 
 fn uring_disabled() -> Option<Limit> {
@@ -337,12 +330,4 @@ fn read(path: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn releases_of_all_kinds_are_read() {
-        assert_eq!(release("6.18.44-fc-v657"), Some((6, 18)));
-        assert_eq!(release("5.15-custom"), Some((5, 15)));
-        assert_eq!(release("5.10.0"), Some((5, 10)));
-        assert_eq!(release("unknown"), None);
-    }
 }
