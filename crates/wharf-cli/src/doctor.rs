@@ -326,8 +326,3 @@ fn or_unlimited(limit: Option<u64>) -> String {
 fn read(path: &str) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-}

@@ -24,7 +24,7 @@ use crate::{
     sync::lock,
     sys::{
         fork::ForkGuard,
-        uring::{Event, Lane, Popped, Step, ring::is_transient},
+        uring::{Event, Lane, Popped, Step, is_memory, ring::is_transient},
     },
 };
 
@@ -180,10 +180,7 @@ impl Shared {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             concurrency => concurrency.min(1024),
         };
-        let lanes = (0..concurrency)
-            .map(|_| Lane::new(&setup))
-            .collect::<io::Result<Vec<_>>>()
-            .map_err(|error| Error::from_setup(&error))?;
+        let (lanes, setup) = make_lanes(concurrency, setup)?;
         let guard = ForkGuard::new().map_err(|error| Error::from_io(&error, "port"))?;
         let port = Arc::new(Self {
             counters: lanes.iter().map(|_| Counters::default()).collect(),
@@ -1035,6 +1032,32 @@ fn earlier(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
     match (one, other) {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.or(other),
+    }
+}
+
+/// Makes a port's lanes, all alike: where too little memory may be locked for them, smaller ones.
+fn make_lanes(count: usize, mut setup: Setup) -> Result<(Vec<Lane>, Setup), Error> {
+    const SMALLEST: u32 = 8;
+    let asked = setup.submissions;
+    loop {
+        match (0..count).map(|_| Lane::new(&setup)).collect::<io::Result<Vec<_>>>() {
+            Ok(lanes) => {
+                if setup.submissions < asked {
+                    log::warn!(
+                        "too little memory may be locked: rings of {} entries instead of {asked} \
+                         (raise RLIMIT_MEMLOCK)",
+                        setup.submissions
+                    );
+                }
+                return Ok((lanes, setup));
+            }
+            Err(error) if is_memory(&error) && setup.submissions > SMALLEST => {
+                setup.submissions /= 2;
+                // The kernel gives the memory of the rings just closed back a little later.
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(error) => return Err(Error::from_setup(&error)),
+        }
     }
 }
 

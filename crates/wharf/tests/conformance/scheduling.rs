@@ -54,8 +54,14 @@ fn in_order(
         .collect()
 }
 
+/// A port that takes no worker for blocked. For tests of what is right without that: on a busy
+/// machine a worker may well be seen waiting for a lock, and lose its place to another.
+fn unwatched(concurrency: usize) -> Port {
+    build(crate::builder().concurrency(concurrency).watch(false))
+}
+
 fn lifo_of_leaving(concurrency: usize) {
-    let port = port(concurrency);
+    let port = unwatched(concurrency);
     let (sender, who) = mpsc::channel();
     let workers = in_order(&port, 5, move |number, _| {
         sender.send(number).unwrap();
@@ -94,7 +100,7 @@ fn the_newest_waiter_is_released_first_of_several() {
 fn one_after_the_other_all_posts_go_to_the_same_worker() {
     run(|| {
         for concurrency in [1, 2] {
-            let port = port(concurrency);
+            let port = unwatched(concurrency);
             let (sender, who) = mpsc::channel();
             let workers = in_order(&port, 4, move |number, _| {
                 sender.send(number).unwrap();
@@ -163,7 +169,7 @@ fn no_more_workers_run_than_the_limit() {
 #[test]
 fn a_declared_block_releases_another_worker() {
     run(|| {
-        let port = build(crate::builder().concurrency(1).watch(false));
+        let port = unwatched(1);
         let (free, freed) = mpsc::channel::<()>();
         let freed = Mutex::new(freed);
         let (sender, order) = mpsc::channel();
@@ -195,7 +201,7 @@ fn a_declared_block_releases_another_worker() {
 #[test]
 fn a_declared_block_submits_what_was_started() {
     run(|| {
-        let port = build(crate::builder().concurrency(1).watch(false));
+        let port = unwatched(1);
         let (stream, mut peer) = pair(&port);
         // Bound, with a place of its own: what it starts is submitted with its next wait.
         assert!(poll(&port).is_none());
@@ -214,7 +220,7 @@ fn a_declared_block_submits_what_was_started() {
 #[test]
 fn a_panic_in_a_declared_block_is_survived() {
     run(|| {
-        let port = build(crate::builder().concurrency(1).watch(false));
+        let port = unwatched(1);
         port.post(Token::from(1)).unwrap();
         drop(next(&port));
         let blocking = || {
@@ -421,7 +427,7 @@ fn a_worker_in_a_declared_block_does_not_hold_up_others() {
 #[test]
 fn a_declared_block_does_not_hold_up_others_without_the_watch() {
     run(|| {
-        let port = build(crate::builder().concurrency(2).watch(false));
+        let port = unwatched(2);
         let (stream, mut peer) = pair(&port);
         let (free, freed) = mpsc::channel::<()>();
         let freed = Mutex::new(freed);
@@ -492,7 +498,7 @@ fn a_cancellation_does_not_wait_for_a_blocked_worker() {
 #[test]
 fn a_worker_that_is_back_runs_beyond_the_limit_until_it_waits() {
     run(|| {
-        let port = port(1);
+        let port = unwatched(1);
         let (go, gone) = mpsc::channel::<()>();
         let gone = Mutex::new(gone);
         let (back, returned) = mpsc::channel::<()>();
@@ -533,11 +539,9 @@ fn a_worker_that_is_back_runs_beyond_the_limit_until_it_waits() {
             let stats = port.stats();
             (stats.running, stats.waiting) == (0, 3)
         });
-        // And the limit holds again, unless the watch takes one for blocked.
-        let noticed = port.stats().blocks_noticed;
+        // And the limit holds again.
         (0..300).for_each(|_| port.post(Token::from(3)).unwrap());
-        let most = (0..300).map(|_| receive(&order)).max();
-        assert!(most == Some(1) || port.stats().blocks_noticed > noticed, "{most:?} ran at once");
+        assert_eq!((0..300).map(|_| receive(&order)).max(), Some(1), "as many ran at once");
         port.close();
         workers.into_iter().for_each(join);
     });
@@ -550,43 +554,49 @@ fn compute_until(channel: &Receiver<()>) {
 }
 
 /// Would catch: a worker released although the one that is back from a block runs, and as many run
-/// as may.
+/// as may. Where the watch has taken that one for blocked, releasing another is right.
 #[test]
 fn nobody_is_released_while_one_is_back_from_a_block() {
-    run(|| {
-        let port = port(1);
-        let over = Arc::new(AtomicBool::new(false));
-        let (sender, order) = mpsc::channel();
-        let workers = {
-            let (inner, over) = (port.clone(), over.clone());
-            in_order(&port, 2, move |number, packet| {
-                if posted(packet) == 1 {
-                    // Meanwhile the other one waits in the place.
-                    inner.blocking(|| {
-                        until("the other waits", || inner.stats().waiting == 1);
-                        thread::sleep(Duration::from_millis(2));
-                    });
-                    sender.send((1, number)).unwrap();
-                    compute(&inner, &over);
-                    sender.send((2, number)).unwrap();
-                } else {
-                    sender.send((3, number)).unwrap();
-                }
-                true
-            })
-        };
-        port.post(Token::from(1)).unwrap();
-        let (_, worker) = receive(&order);
-        assert_eq!(port.stats().running, 1);
-        port.post(Token::from(2)).unwrap();
-        // Give the other one time to do the wrong thing.
-        thread::sleep(Duration::from_millis(20));
-        over.store(true, Ordering::SeqCst);
-        assert_eq!(receive(&order), (2, worker));
-        assert_eq!(receive(&order).0, 3);
-        port.close();
-        workers.into_iter().for_each(join);
-    });
+    for watch in [false, true] {
+        run(move || {
+            let port = build(crate::builder().concurrency(1).watch(watch));
+            let over = Arc::new(AtomicBool::new(false));
+            let (sender, order) = mpsc::channel();
+            let workers = {
+                let (inner, over) = (port.clone(), over.clone());
+                in_order(&port, 2, move |number, packet| {
+                    if posted(packet) == 1 {
+                        // Meanwhile the other one waits in the place.
+                        inner.blocking(|| {
+                            until("the other waits", || inner.stats().waiting == 1);
+                            thread::sleep(Duration::from_millis(2));
+                        });
+                        sender.send((1, number)).unwrap();
+                        compute(&inner, &over);
+                        sender.send((2, number)).unwrap();
+                    } else {
+                        sender.send((3, number)).unwrap();
+                    }
+                    true
+                })
+            };
+            port.post(Token::from(1)).unwrap();
+            let (_, worker) = receive(&order);
+            let running = port.stats().running;
+            port.post(Token::from(2)).unwrap();
+            // Give the other one time to do the wrong thing.
+            thread::sleep(Duration::from_millis(20));
+            over.store(true, Ordering::SeqCst);
+            let ends = [receive(&order), receive(&order)];
+            let noticed = port.stats().blocks_noticed;
+            assert!(watch || noticed == 0);
+            if noticed == 0 {
+                assert_eq!((running, ends[0], ends[1].0), (1, (2, worker), 3));
+            }
+            port.close();
+            workers.into_iter().for_each(join);
+        });
+    }
 }
 
 /// Would catch: a place that is lost with the worker that had it. Without the watch: it is the
@@ -595,7 +605,7 @@ fn nobody_is_released_while_one_is_back_from_a_block() {
 fn a_worker_that_exits_gives_its_place_back() {
     run(|| {
         for panics in [false, true] {
-            let port = build(crate::builder().concurrency(1).watch(false));
+            let port = unwatched(1);
             let (sender, who) = mpsc::channel();
             let workers = in_order(&port, 3, move |number, packet| {
                 sender.send((number, posted(packet))).unwrap();
@@ -768,7 +778,7 @@ fn one_worker_serves_all_places() {
 #[test]
 fn a_thread_that_waits_on_another_port_leaves_the_first() {
     run(|| {
-        let first = build(crate::builder().concurrency(1).watch(false));
+        let first = unwatched(1);
         let second = port(1);
         let (sender, order) = mpsc::channel();
         let mover = {
@@ -800,7 +810,7 @@ fn a_thread_that_waits_on_another_port_leaves_the_first() {
 #[test]
 fn a_batch_counts_as_one_worker() {
     run(|| {
-        let port = port(2);
+        let port = unwatched(2);
         for id in 0..6 {
             port.post(Token::from(id)).unwrap();
         }
@@ -844,7 +854,7 @@ fn a_poll_too_gets_the_place_of_a_blocked_worker() {
 #[test]
 fn workers_that_time_out_are_not_missed() {
     run(|| {
-        let port = build(crate::builder().concurrency(1).watch(false));
+        let port = unwatched(1);
         let stay = Pump::new(&port, 1);
         until("it waits", || port.stats().waiting == 1);
         for _ in 0..20 {

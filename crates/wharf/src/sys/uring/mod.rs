@@ -198,33 +198,17 @@ fn clamp(bytes: usize) -> u32 {
 }
 
 impl Lane {
-    /// Makes a lane: its ring and its pool. Where locked memory is short, a smaller ring.
+    /// Makes a lane: its ring and its pool.
     pub(crate) fn new(setup: &Setup) -> io::Result<Self> {
         let mut features = Features::probe()?;
         features.provided_buffers &= !setup.without_provided_buffers;
         features.cooperative &= !setup.without_cooperative;
         features.poll_first &= !setup.without_cooperative;
-        let mut size = RingSize {
+        let size = RingSize {
             submissions: setup.submissions,
             completions: setup.submissions.saturating_mul(8),
         };
-        let ring = loop {
-            match Ring::new(size, features.cooperative) {
-                Ok(ring) => break ring,
-                Err(error) if is_memory(&error) && size.submissions > 8 => {
-                    size.submissions /= 2;
-                    size.completions /= 2;
-                }
-                Err(error) => return Err(error),
-            }
-        };
-        if size.submissions < setup.submissions {
-            log::warn!(
-                "locked memory is short: a ring of {} entries instead of {} (raise RLIMIT_MEMLOCK)",
-                size.submissions,
-                setup.submissions
-            );
-        }
+        let ring = Ring::new(size, features.cooperative)?;
         let pool = Pool::new(&ring, setup.pool_count, setup.pool_size, features.provided_buffers)
             .or_else(|_| {
             features.provided_buffers = false;
