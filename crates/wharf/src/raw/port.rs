@@ -639,7 +639,8 @@ impl Shared {
             }
             let stuck = self.counters[victim].stuck.load(Ordering::Relaxed)
                 || self.schedule.is_free(victim);
-            if !stuck && ready < STEAL_FROM {
+            // While handlers block, whose lane it is says little about who will come for it.
+            if !stuck && ready < STEAL_FROM && !self.watch.alert() {
                 continue;
             }
             if let Some(completion) = self.take_from(victim, own, retain) {
