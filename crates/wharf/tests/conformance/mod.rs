@@ -9,6 +9,7 @@
 mod lifecycle;
 mod operations;
 mod port;
+mod refused;
 mod scheduling;
 mod serial;
 mod stress;

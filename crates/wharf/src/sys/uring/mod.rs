@@ -563,10 +563,13 @@ impl Lane {
                 pause(op, CONNECT_PAUSE)
             }
             (libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM, _) if accepting => {
-                log::warn!(
-                    "accept: {}; trying again in {ACCEPT_PAUSE:?}",
-                    io::Error::from_raw_os_error(errno)
-                );
+                // Once, not at every try.
+                if std::mem::replace(&mut op.step, 1) == 0 {
+                    log::warn!(
+                        "accept: {}; trying again every {ACCEPT_PAUSE:?}",
+                        io::Error::from_raw_os_error(errno)
+                    );
+                }
                 pause(op, ACCEPT_PAUSE)
             }
             // accept(2) passes on what went wrong with a connection that nobody has seen yet.
