@@ -329,6 +329,33 @@ fn a_peer_that_does_not_read_takes_nothing_from_others() {
 }
 
 #[test]
+fn nor_does_it_in_a_drain() {
+    let server = Server::start(&["--concurrency", "1", "--buffers", "2", "--drain", "100"]);
+    let mut other = server.connect_and_echo();
+    let mut unread: Vec<_> = (0..3).map(|_| server.connect_and_echo()).collect();
+    for stream in &unread {
+        stream.set_nonblocking(true).expect("a socket");
+    }
+    // Not for long: before the drain, too, the server takes its buffers back.
+    let mut last = Instant::now();
+    while last.elapsed() < Duration::from_millis(30) {
+        for stream in &mut unread {
+            if stream.write(&[9; 65_536]).is_ok() {
+                last = Instant::now();
+            }
+        }
+    }
+    other.write_all(b"ho").expect("a connection");
+    server.running.signal(Signal::TERM);
+    let mut echo = [0; 2];
+    other.read_exact(&mut echo).expect("an echo");
+    assert_eq!(&echo, b"ho");
+    assert_eq!(other.read(&mut echo).expect("closed in order"), 0);
+    drop(unread);
+    server.ended();
+}
+
+#[test]
 fn nobody_there_is_one() {
     let free = TcpListener::bind("127.0.0.1:0").expect("loopback");
     let addr = free.local_addr().expect("bound").to_string();
