@@ -75,12 +75,14 @@ fn little_locked_memory_makes_smaller_rings() {
         return;
     }
     let limit = libc::rlimit { rlim_cur: 64 << 10, rlim_max: 64 << 10 };
-    // SAFETY: the limit lives across the call. The id is one that nobody else uses, so that no
-    // other process's memory counts; the process is this test's own.
+    // An id that nobody else uses, not even this test where it runs twice at once: the memory of all
+    // processes of a user counts. Small enough for a container that has 65,536 ids.
+    let id = 20_000 + std::process::id() % 40_000;
+    // SAFETY: the limit lives across the call. The process is this test's own.
     unsafe {
         assert_eq!(libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit), 0);
-        assert_eq!(libc::setgid(54_321), 0);
-        assert_eq!(libc::setuid(54_321), 0);
+        assert_eq!(libc::setgid(id), 0);
+        assert_eq!(libc::setuid(id), 0);
     }
     let port: Port<()> = crate::builder().concurrency(3).build().unwrap();
     let listener = port.listen("127.0.0.1:0", ()).unwrap();
