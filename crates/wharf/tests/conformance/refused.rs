@@ -75,8 +75,8 @@ fn little_locked_memory_makes_smaller_rings() {
         return;
     }
     let limit = libc::rlimit { rlim_cur: 64 << 10, rlim_max: 64 << 10 };
-    // An id that nobody else uses, not even this test where it runs twice at once: the memory of all
-    // processes of a user counts. Small enough for a container that has 65,536 ids.
+    // An id that nobody else uses, not even this test where it runs twice at once: the memory of
+    // all processes of a user counts. Small enough for a container that has 65,536 ids.
     let id = 20_000 + std::process::id() % 40_000;
     // SAFETY: the limit lives across the call. The process is this test's own.
     unsafe {
