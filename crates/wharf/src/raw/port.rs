@@ -971,8 +971,7 @@ impl Shared {
             blocks_noticed: self.watch.noticed(),
             running: self.schedule.running(),
             waiting: self.schedule.waiting(),
-            queued: self.queued()
-                + self.lanes().iter().map(|lane| lane.ready() as usize).sum::<usize>(),
+            queued: self.queued() + self.lanes().iter().map(Lane::requests_ready).sum::<usize>(),
             in_flight: self.in_flight(),
             kernel_entries: sum(|counters| &counters.entries),
             starving: self.lanes().iter().map(|lane| lane.pool().starving()).sum(),

@@ -230,6 +230,13 @@ impl Lane {
         self.ring.ready().max(u32::from(self.ring.overflowed()))
     }
 
+    /// How many operations have something to take here: neither wake-ups nor what only belongs to
+    /// deadlines and cancellations counts.
+    pub(crate) fn requests_ready(&self) -> usize {
+        let waiting = self.ring.count(|user_data| user_data != 0 && user_data & TAGS == 0);
+        waiting.max(usize::from(self.ring.overflowed()))
+    }
+
     /// Takes the oldest completion.
     pub(crate) fn pop(&self) -> Option<Popped> {
         let Cqe { user_data, result, flags } = self.ring.pop_if(|_| true)?;

@@ -256,6 +256,19 @@ impl Ring {
         if ready > self.size.completions { 0 } else { ready }
     }
 
+    /// Counts the completions waiting to be taken whose user data is wanted. Others may take some
+    /// meanwhile: the number is a snapshot at best.
+    pub(crate) fn count(&self, wanted: impl Fn(u64) -> bool) -> usize {
+        let head = Self::load(self.cq_head, Ordering::Acquire);
+        let user_data = |index: u32| {
+            // SAFETY: the masked index lies inside the queue; the read is atomic.
+            let words = unsafe { &*self.cqes.add((index & self.cq_mask) as usize) };
+            words[0].load(Ordering::Relaxed)
+        };
+        let entries = (0..self.ready()).map(|distance| user_data(head.wrapping_add(distance)));
+        entries.filter(|&user_data| wanted(user_data)).count()
+    }
+
     /// Whether completions wait inside the kernel because the queue was full.
     pub(crate) fn overflowed(&self) -> bool {
         Self::load(self.sq_flags, Ordering::Relaxed) & abi::IORING_SQ_CQ_OVERFLOW != 0
