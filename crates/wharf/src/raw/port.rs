@@ -367,6 +367,12 @@ impl Shared {
     /// Ends a worker's hold on its lane. If nobody takes it over, a worker that waits elsewhere
     /// must attend to what is still to come in it.
     fn give_up_lane(&self, worker: &Worker) {
+        if let Some(lane) = self.schedule.lane_of(worker)
+            && !self.guard.in_child()
+        {
+            // One that came too late to find its sleeper would wake whoever attends next.
+            self.lanes[lane].clear_wakes();
+        }
         if self.schedule.leave(worker) && !self.guard.in_child() {
             self.release_newest();
         }
