@@ -13,7 +13,7 @@ use slab::Slab;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::{
-    block::{Block, Extras, HandleShared, Payload},
+    block::{Block, HandleShared, Payload},
     buf::Buf,
     error::{Error, ErrorKind, Refused, Result},
     raw::{
@@ -705,9 +705,4 @@ impl<K, M> Drop for Owner<K, M> {
             std::mem::forget(shared.clone());
         }
     }
-}
-
-/// Extras for the plain forms.
-pub(crate) fn plain<M>() -> Extras<M> {
-    Extras::default()
 }

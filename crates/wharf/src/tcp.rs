@@ -14,7 +14,7 @@ use crate::{
     block::{Extras, HandleShared, Launched, OpId, Payload, Vectored},
     buf::Buf,
     error::{Error, ErrorKind, Refused, Result},
-    port::{PortShared, plain},
+    port::PortShared,
 };
 
 /// A listening socket that belongs to a port. Clones are the same socket.
@@ -296,7 +296,7 @@ impl<K, M> Stream<K, M> {
 
     /// An operation with a context, a deadline, without a packet, or to be cancelled.
     pub fn start(&self) -> Start<'_, K, M> {
-        Start { shared: &self.shared, extras: plain() }
+        Start { shared: &self.shared, extras: Extras::default() }
     }
 
     /// Receives at least one byte, at most what fits: into a buffer of the caller's, whose
@@ -436,7 +436,7 @@ impl<K, M> Listener<K, M> {
 
     /// An operation with a context, a deadline, without a packet, or to be cancelled.
     pub fn start(&self) -> Start<'_, K, M> {
-        Start { shared: &self.shared, extras: plain() }
+        Start { shared: &self.shared, extras: Extras::default() }
     }
 
     /// Goes on accepting: a packet, an [`Op::Accept`](crate::Op::Accept), for every connection.
@@ -449,7 +449,7 @@ impl<K, M> Listener<K, M> {
     #[doc(alias = "AcceptEx")]
     pub fn accept(&self) -> Result<()> {
         let accept = Payload::Accept { repeat: true };
-        self.shared.launch(accept, plain()).map(drop).map_err(|refused| refused.error)
+        self.shared.launch(accept, Extras::default()).map(drop).map_err(|refused| refused.error)
     }
 
     /// Accepts one connection. Any number of these may wait.

@@ -449,7 +449,7 @@ impl Handle {
             // SAFETY: it was queued on this handle, so it is in flight, and we hold the lock. A
             // lane that is not ours is submitted by its holder or by the watch.
             match unsafe { self.submit(state, next) } {
-                Ok(foreign) => self.port.owe(foreign),
+                Ok(foreign) => self.port.submit_for(foreign),
                 Err(error) => {
                     state.queue(direction).current = ptr::null_mut();
                     // SAFETY: as above.
@@ -516,7 +516,7 @@ impl Handle {
         }
         // SAFETY: the caller's promise.
         match unsafe { self.submit(state, operation) } {
-            Ok(foreign) => self.port.owe(foreign),
+            Ok(foreign) => self.port.submit_for(foreign),
             Err(error) => {
                 // SAFETY: in flight, and the lock is held.
                 unsafe {

@@ -267,11 +267,6 @@ impl Shared {
         }
     }
 
-    /// The same from deep inside, where it is rare.
-    pub(crate) fn owe(&self, lane: Option<u16>) {
-        self.submit_for(lane);
-    }
-
     fn enters(&self, lane: usize) {
         PACKETS.with(|packets| packets.set(0));
         self.counters[lane].entries.fetch_add(1, Ordering::Relaxed);
