@@ -46,6 +46,7 @@ mod error;
 mod port;
 mod probe;
 pub mod raw;
+mod start;
 mod stats;
 mod sync;
 mod sys;
@@ -59,7 +60,8 @@ pub use crate::{
     port::{Builder, Op, Packet, Port, Turn},
     probe::{Feature, probe},
     raw::Wait,
+    start::Start,
     stats::Stats,
-    tcp::{Incoming, Listener, Now, Start, Stream},
+    tcp::{Incoming, Listener, Now, Stream},
     workers::Workers,
 };

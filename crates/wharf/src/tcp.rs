@@ -15,6 +15,7 @@ use crate::{
     buf::Buf,
     error::{Error, ErrorKind, Refused, Result},
     port::PortShared,
+    start::Start,
 };
 
 /// A listening socket that belongs to a port. Clones are the same socket.
@@ -78,39 +79,6 @@ fn address(address: std::io::Result<SockAddr>) -> Result<SocketAddr> {
         .ok_or_else(|| Error::of(ErrorKind::Unsupported, "address"))
 }
 
-/// An operation about to be started, with more to say about it than the plain form does. Its
-/// methods give the operation's id, for [`Stream::cancel`].
-///
-/// ```
-/// use std::{net::TcpListener, time::Duration};
-/// use wharf::{Buf, Port, Wait};
-///
-/// let port = Port::<(), &'static str>::new(1)?;
-/// let peer = TcpListener::bind("127.0.0.1:0")?;
-/// let stream = port.connect(peer.local_addr()?, ())?;
-/// let Wait::Packet(connected) = port.wait() else { panic!() };
-/// connected.result?;
-///
-/// let greeting = stream.start().context("greeting").deadline(Duration::from_secs(5));
-/// let id = greeting.recv(Buf::pooled())?;
-/// assert!(stream.cancel(id));
-/// let Wait::Packet(cancelled) = port.wait() else { panic!() };
-/// assert!(cancelled.result.unwrap_err().is_cancelled());
-/// assert_eq!(cancelled.context, Some("greeting"));
-/// # Ok::<(), wharf::Error>(())
-/// ```
-#[must_use = "nothing is started yet"]
-pub struct Start<'a, K: 'static, M: 'static> {
-    shared: &'a Arc<HandleShared<K, M>>,
-    extras: Extras<M>,
-}
-
-impl<K, M> fmt::Debug for Start<'_, K, M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Start").finish_non_exhaustive()
-    }
-}
-
 fn refused(refused: Refused<Payload>) -> Refused<Buf> {
     let Refused { error, value } = refused;
     let value = match value {
@@ -150,34 +118,14 @@ pub enum Now<M = ()> {
     },
 }
 
-impl<K, M> Start<'_, K, M> {
-    /// Gives the operation a value that comes back with its (last) packet.
-    pub fn context(mut self, context: M) -> Self {
-        self.extras.context = Some(context);
-        self
-    }
-
-    /// Gives the operation no packet: nobody hears of its end, and its buffer is dropped then.
-    #[doc(alias = "hEvent")]
-    pub fn silent(mut self) -> Self {
-        self.extras.silent = true;
-        self
-    }
-
-    /// Limits how long the operation may take, counted from when it reaches the kernel, not while
-    /// it stands behind another. It then fails with `TimedOut`.
-    pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.extras.deadline = Some(deadline);
-        self
-    }
-
+impl<K, M> Start<'_, Stream<K, M>, M> {
     /// See [`Stream::recv`].
     ///
     /// # Errors
     ///
     /// As there.
     pub fn recv(self, buf: impl Into<Buf>) -> Result<OpId, Refused<Buf>> {
-        self.shared.launch(Payload::Recv(buf.into(), None), self.extras).map_err(refused)
+        self.handle.shared.launch(Payload::Recv(buf.into(), None), self.extras).map_err(refused)
     }
 
     /// See [`Stream::recv_exact`].
@@ -186,7 +134,10 @@ impl<K, M> Start<'_, K, M> {
     ///
     /// As there.
     pub fn recv_exact(self, buf: impl Into<Buf>, bytes: usize) -> Result<OpId, Refused<Buf>> {
-        self.shared.launch(Payload::Recv(buf.into(), Some(bytes)), self.extras).map_err(refused)
+        self.handle
+            .shared
+            .launch(Payload::Recv(buf.into(), Some(bytes)), self.extras)
+            .map_err(refused)
     }
 
     /// Receives at once if something is there, without a packet; otherwise starts a receive. Into a
@@ -198,7 +149,7 @@ impl<K, M> Start<'_, K, M> {
     #[doc(alias = "FILE_SKIP_COMPLETION_PORT_ON_SUCCESS")]
     pub fn recv_now(self, buf: impl Into<Buf>) -> Result<Now<M>, Refused<Buf>> {
         let payload = Payload::Recv(buf.into(), None);
-        self.shared.launch_or_complete(payload, self.extras).map(now).map_err(refused)
+        self.handle.shared.launch_or_complete(payload, self.extras).map(now).map_err(refused)
     }
 
     /// Sends at once if all of it can be given to the kernel, without a packet; otherwise starts a
@@ -210,7 +161,7 @@ impl<K, M> Start<'_, K, M> {
     #[doc(alias = "FILE_SKIP_COMPLETION_PORT_ON_SUCCESS")]
     pub fn send_now(self, buf: impl Into<Buf>) -> Result<Now<M>, Refused<Buf>> {
         let payload = Payload::Send(buf.into());
-        self.shared.launch_or_complete(payload, self.extras).map(now).map_err(refused)
+        self.handle.shared.launch_or_complete(payload, self.extras).map(now).map_err(refused)
     }
 
     /// See [`Stream::recv_each`].
@@ -219,7 +170,7 @@ impl<K, M> Start<'_, K, M> {
     ///
     /// As there.
     pub fn recv_each(self) -> Result<OpId> {
-        Ok(self.shared.launch(Payload::RecvEach, self.extras).map_err(refused)?)
+        Ok(self.handle.shared.launch(Payload::RecvEach, self.extras).map_err(refused)?)
     }
 
     /// See [`Stream::send`].
@@ -228,7 +179,7 @@ impl<K, M> Start<'_, K, M> {
     ///
     /// As there.
     pub fn send(self, buf: impl Into<Buf>) -> Result<OpId, Refused<Buf>> {
-        self.shared.launch(Payload::Send(buf.into()), self.extras).map_err(refused)
+        self.handle.shared.launch(Payload::Send(buf.into()), self.extras).map_err(refused)
     }
 
     /// See [`Stream::send_vectored`].
@@ -238,7 +189,7 @@ impl<K, M> Start<'_, K, M> {
     /// As there.
     pub fn send_vectored(self, bufs: Vec<Buf>) -> Result<OpId, Refused<Vec<Buf>>> {
         let payload = Payload::SendVectored(Box::new(Vectored::new(bufs)));
-        self.shared.launch(payload, self.extras).map_err(|refused| {
+        self.handle.shared.launch(payload, self.extras).map_err(|refused| {
             let Payload::SendVectored(vectored) = refused.value else {
                 unreachable!("what was handed in comes back")
             };
@@ -252,7 +203,7 @@ impl<K, M> Start<'_, K, M> {
     ///
     /// As there.
     pub fn shutdown(self, how: Shutdown) -> Result<OpId> {
-        Ok(self.shared.launch(Payload::Shutdown(how), self.extras).map_err(refused)?)
+        Ok(self.handle.shared.launch(Payload::Shutdown(how), self.extras).map_err(refused)?)
     }
 
     /// See [`Stream::connect`].
@@ -262,16 +213,22 @@ impl<K, M> Start<'_, K, M> {
     /// As there.
     pub fn connect(self, address: SocketAddr) -> Result<OpId> {
         let address = Box::new(SockAddr::from(address));
-        Ok(self.shared.launch(Payload::Connect(address), self.extras).map_err(refused)?)
+        Ok(self.handle.shared.launch(Payload::Connect(address), self.extras).map_err(refused)?)
     }
+}
 
+impl<K, M> Start<'_, Listener<K, M>, M> {
     /// See [`Listener::accept_one`].
     ///
     /// # Errors
     ///
     /// As there.
     pub fn accept_one(self) -> Result<OpId> {
-        Ok(self.shared.launch(Payload::Accept { repeat: false }, self.extras).map_err(refused)?)
+        Ok(self
+            .handle
+            .shared
+            .launch(Payload::Accept { repeat: false }, self.extras)
+            .map_err(refused)?)
     }
 
     /// See [`Listener::accept_first`].
@@ -280,7 +237,7 @@ impl<K, M> Start<'_, K, M> {
     ///
     /// As there.
     pub fn accept_first(self, buf: impl Into<Buf>) -> Result<OpId, Refused<Buf>> {
-        self.shared.launch(Payload::AcceptFirst(buf.into()), self.extras).map_err(refused)
+        self.handle.shared.launch(Payload::AcceptFirst(buf.into()), self.extras).map_err(refused)
     }
 }
 
@@ -295,8 +252,8 @@ impl<K, M> Stream<K, M> {
     }
 
     /// An operation with a context, a deadline, without a packet, or to be cancelled.
-    pub fn start(&self) -> Start<'_, K, M> {
-        Start { shared: &self.shared, extras: Extras::default() }
+    pub fn start(&self) -> Start<'_, Self, M> {
+        Start::of(self)
     }
 
     /// Receives at least one byte, at most what fits: into a buffer of the caller's, whose
@@ -435,8 +392,8 @@ impl<K, M> Listener<K, M> {
     }
 
     /// An operation with a context, a deadline, without a packet, or to be cancelled.
-    pub fn start(&self) -> Start<'_, K, M> {
-        Start { shared: &self.shared, extras: Extras::default() }
+    pub fn start(&self) -> Start<'_, Self, M> {
+        Start::of(self)
     }
 
     /// Goes on accepting: a packet, an [`Op::Accept`](crate::Op::Accept), for every connection.
