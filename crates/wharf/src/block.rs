@@ -9,7 +9,6 @@
 use std::{
     io::IoSlice,
     net::Shutdown,
-    os::fd::OwnedFd,
     ptr,
     sync::{
         Arc, Mutex,
@@ -26,6 +25,7 @@ use crate::{
     port::PortShared,
     raw::{self, Gather, Operation, Request, Started},
     sync::lock,
+    sys::OwnedDescriptor,
 };
 
 /// What an operation works with, by kind.
@@ -137,9 +137,9 @@ impl<K, M> HandleShared<K, M> {
     /// Associates a descriptor and makes it known to its port.
     pub(crate) fn new(
         port: &Arc<PortShared<K, M>>,
-        fd: OwnedFd,
+        fd: OwnedDescriptor,
         key: K,
-    ) -> Result<Arc<Self>, Refused<OwnedFd>> {
+    ) -> Result<Arc<Self>, Refused<OwnedDescriptor>> {
         let mut handles = lock(&port.handles);
         let entry = handles.vacant_entry();
         let slot = entry.key();

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 
-use crate::sys::uring::pool::Pool;
+use crate::sys::pool::Pool;
 
 /// A buffer that an operation owns until its packet gives it back.
 ///

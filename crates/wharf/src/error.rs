@@ -2,6 +2,8 @@
 
 use std::{fmt, io};
 
+use crate::sys::kind_of;
+
 /// What went wrong, in terms that mean the same on every platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -89,31 +91,6 @@ impl Error {
         Self::from_io(&io::Error::from_raw_os_error(-status), action)
     }
 
-    /// From what kept a port from being made.
-    pub(crate) fn from_setup(error: &io::Error) -> Self {
-        let built = Self::from_io(error, "io_uring_setup");
-        match error.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => built.with_remedy(
-                "io_uring is refused here, by a seccomp profile (containers do that: allow \
-                 io_uring_setup, io_uring_enter and io_uring_register in it) or by \
-                 sysctl kernel.io_uring_disabled (set it to 0)",
-            ),
-            Some(libc::ENOSYS) => Self { kind: ErrorKind::Unsupported, ..built }.with_remedy(
-                "this kernel has no io_uring, or a seccomp profile hides it; wharf needs \
-                 Linux 5.11",
-            ),
-            Some(libc::ENOMEM) => built.with_remedy(
-                "too little memory may be locked: raise RLIMIT_MEMLOCK (ulimit -l), or lower \
-                 the concurrency value or the ring's size",
-            ),
-            Some(libc::EMFILE | libc::ENFILE) => built,
-            _ if error.kind() == io::ErrorKind::Unsupported => {
-                built.with_remedy("wharf needs the io_uring of Linux 5.11")
-            }
-            _ => built,
-        }
-    }
-
     /// What went wrong.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -154,27 +131,6 @@ impl Error {
     #[must_use]
     pub fn is_connection_refused(&self) -> bool {
         self.kind == ErrorKind::ConnectionRefused
-    }
-}
-
-fn kind_of(code: i32) -> ErrorKind {
-    match code {
-        libc::ECANCELED => ErrorKind::Cancelled,
-        libc::ETIMEDOUT | libc::ETIME => ErrorKind::TimedOut,
-        libc::EBADF | libc::ESHUTDOWN => ErrorKind::Closed,
-        libc::ENOMEM | libc::ENOBUFS => ErrorKind::OutOfMemory,
-        libc::EMFILE | libc::ENFILE => ErrorKind::OutOfDescriptors,
-        libc::EINVAL | libc::EFAULT | libc::ENOTSOCK | libc::EDESTADDRREQ | libc::EMSGSIZE => {
-            ErrorKind::InvalidInput
-        }
-        libc::ECONNRESET => ErrorKind::ConnectionReset,
-        libc::ECONNREFUSED => ErrorKind::ConnectionRefused,
-        libc::EPIPE | libc::ENOTCONN | libc::ECONNABORTED => ErrorKind::BrokenPipe,
-        libc::EADDRINUSE => ErrorKind::AddressInUse,
-        libc::EADDRNOTAVAIL => ErrorKind::AddressNotAvailable,
-        libc::EPERM | libc::EACCES => ErrorKind::PermissionDenied,
-        libc::ENOSYS | libc::EOPNOTSUPP | libc::EAFNOSUPPORT => ErrorKind::Unsupported,
-        _ => ErrorKind::Other,
     }
 }
 

@@ -4,7 +4,6 @@ use std::{
     cell::Cell,
     fmt,
     net::{SocketAddr, ToSocketAddrs},
-    os::fd::OwnedFd,
     sync::{Arc, Mutex, Weak},
     time::Duration,
 };
@@ -22,6 +21,7 @@ use crate::{
     },
     stats::Stats,
     sync::lock,
+    sys::OwnedDescriptor,
     tcp::{Incoming, Listener, Stream},
     workers::Workers,
 };
@@ -423,9 +423,9 @@ where
     /// descriptor comes back.
     pub fn associate(
         &self,
-        socket: impl Into<OwnedFd>,
+        socket: impl Into<OwnedDescriptor>,
         key: K,
-    ) -> Result<Stream<K, M>, Refused<OwnedFd>> {
+    ) -> Result<Stream<K, M>, Refused<OwnedDescriptor>> {
         HandleShared::new(self.shared(), socket.into(), key).map(Stream::from_shared)
     }
 
@@ -436,9 +436,9 @@ where
     /// As for [`Self::associate`].
     pub fn associate_listener(
         &self,
-        socket: impl Into<OwnedFd>,
+        socket: impl Into<OwnedDescriptor>,
         key: K,
-    ) -> Result<Listener<K, M>, Refused<OwnedFd>> {
+    ) -> Result<Listener<K, M>, Refused<OwnedDescriptor>> {
         HandleShared::new(self.shared(), socket.into(), key).map(Listener::from_shared)
     }
 
@@ -685,7 +685,11 @@ impl<K, M> PortShared<K, M> {
     }
 }
 
-fn accept<K, M>(stream: Stream<K, M>, accepted: Option<OwnedFd>, first: Option<Buf>) -> Op<K, M> {
+fn accept<K, M>(
+    stream: Stream<K, M>,
+    accepted: Option<OwnedDescriptor>,
+    first: Option<Buf>,
+) -> Op<K, M> {
     let port = stream.shared.port.clone();
     let incoming = accepted.map(|fd| Incoming::new(fd, port));
     Op::Accept { listener: Listener::from_shared(stream.shared), incoming, first }

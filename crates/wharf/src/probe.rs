@@ -1,8 +1,8 @@
 //! What this machine gives a port.
 
 use crate::{
-    error::{Error, Result},
-    sys::uring::Features,
+    error::Result,
+    sys::{refusal, uring::Features},
 };
 
 /// Something the kernel may have, and what a port does with it.
@@ -33,7 +33,7 @@ pub struct Feature {
 /// # Ok::<(), wharf::Error>(())
 /// ```
 pub fn probe() -> Result<Vec<Feature>> {
-    let found = Features::probe().map_err(|error| Error::from_setup(&error))?;
+    let found = Features::probe().map_err(|error| refusal(&error))?;
     Ok(vec![
         Feature {
             name: "IORING_FEAT_EXT_ARG",

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     net::{Shutdown, SocketAddr},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd},
     sync::Arc,
     time::Duration,
 };
@@ -16,6 +16,7 @@ use crate::{
     error::{Error, ErrorKind, Refused, Result},
     port::PortShared,
     start::Start,
+    sys::OwnedDescriptor,
 };
 
 /// A listening socket that belongs to a port. Clones are the same socket.
@@ -478,7 +479,7 @@ impl<K, M> AsFd for Listener<K, M> {
 
 /// A connection that was accepted and is not associated yet. Dropping it closes it.
 pub struct Incoming<K: 'static, M: 'static = ()> {
-    fd: OwnedFd,
+    fd: OwnedDescriptor,
     port: Arc<PortShared<K, M>>,
 }
 
@@ -489,7 +490,7 @@ impl<K, M> fmt::Debug for Incoming<K, M> {
 }
 
 impl<K, M> Incoming<K, M> {
-    pub(crate) fn new(fd: OwnedFd, port: Arc<PortShared<K, M>>) -> Self {
+    pub(crate) fn new(fd: OwnedDescriptor, port: Arc<PortShared<K, M>>) -> Self {
         Self { fd, port }
     }
 
@@ -513,7 +514,7 @@ impl<K, M> Incoming<K, M> {
 }
 
 /// To associate it with another port, or to use it without one.
-impl<K, M> From<Incoming<K, M>> for OwnedFd {
+impl<K, M> From<Incoming<K, M>> for OwnedDescriptor {
     fn from(incoming: Incoming<K, M>) -> Self {
         incoming.fd
     }

@@ -7,7 +7,6 @@
 
 use std::{
     net::Shutdown,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     ptr,
     sync::{Arc, Mutex},
 };
@@ -19,7 +18,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     sync::lock,
-    sys::uring,
+    sys::{self, OwnedDescriptor, RawDescriptor},
 };
 
 /// Operations of one direction: one in the kernel, the others behind it.
@@ -131,7 +130,7 @@ pub(crate) struct Queues {
 /// closes the descriptor.
 #[derive(Debug)]
 pub struct Handle {
-    fd: OwnedFd,
+    fd: OwnedDescriptor,
     key: usize,
     port: Arc<Shared>,
     state: Mutex<Queues>,
@@ -144,7 +143,7 @@ unsafe impl Send for Handle {}
 unsafe impl Sync for Handle {}
 
 impl Handle {
-    pub(crate) fn new(fd: OwnedFd, key: usize, port: Arc<Shared>) -> Self {
+    pub(crate) fn new(fd: OwnedDescriptor, key: usize, port: Arc<Shared>) -> Self {
         let lane = port.some_lane();
         let state = Queues {
             input: Queue::new(),
@@ -161,8 +160,8 @@ impl Handle {
         Self { fd, key, port, state: Mutex::new(state) }
     }
 
-    pub(crate) fn fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
+    pub(crate) fn fd(&self) -> RawDescriptor {
+        sys::raw(&self.fd)
     }
 
     /// The key it was associated under.
@@ -245,7 +244,7 @@ impl Handle {
             unsafe { queue.append(operation) };
         } else {
             // SAFETY: the caller's promise makes the request's pointers good.
-            if attempt && let Some(result) = unsafe { uring::attempt(op) } {
+            if attempt && let Some(result) = unsafe { sys::attempt(op) } {
                 return match result {
                     Ok(bytes) => Ok(Started::Completed(bytes)),
                     Err(error) => Err(Error::from_io(&error, "start")),
@@ -357,7 +356,7 @@ impl Handle {
     fn cancel_queued(&self, operation: *mut Operation) {
         // SAFETY: it was in a queue of ours until now, so it is alive, and the lock is held.
         unsafe {
-            (*operation).status = -libc::ECANCELED;
+            (*operation).status = -sys::CANCELLED;
             (*operation).set_state(State::Waiting);
         }
         self.port.enqueue(Entry::Ready(operation));
@@ -454,7 +453,7 @@ impl Handle {
                     state.queue(direction).current = ptr::null_mut();
                     // SAFETY: as above.
                     unsafe {
-                        (*next).status = -error.raw_os_error().unwrap_or(libc::EIO);
+                        (*next).status = -error.raw_os_error().unwrap_or(sys::FAILED);
                         (*next).set_state(State::Waiting);
                     }
                     self.port.enqueue(Entry::Ready(next));
@@ -508,7 +507,7 @@ impl Handle {
         let op = unsafe { &mut *operation };
         if op.flags.cancel || state.closing {
             // Asked for between two submissions, when there was nothing to cancel.
-            op.status = -libc::ECANCELED;
+            op.status = -sys::CANCELLED;
             op.set_state(State::Waiting);
             self.leave_queues(state, operation);
             self.port.enqueue(Entry::Ready(operation));
@@ -520,7 +519,7 @@ impl Handle {
             Err(error) => {
                 // SAFETY: in flight, and the lock is held.
                 unsafe {
-                    (*operation).status = -error.raw_os_error().unwrap_or(libc::EIO);
+                    (*operation).status = -error.raw_os_error().unwrap_or(sys::FAILED);
                     (*operation).set_state(State::Waiting);
                 }
                 self.leave_queues(state, operation);
@@ -608,12 +607,12 @@ impl Queues {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.port.forget_descriptor(&self.fd);
+        sys::release(&self.fd);
     }
 }
 
-impl AsFd for Handle {
-    fn as_fd(&self) -> BorrowedFd<'_> {
+impl std::os::fd::AsFd for Handle {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }

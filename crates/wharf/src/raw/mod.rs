@@ -43,16 +43,13 @@
 //! ```
 
 pub(crate) mod handle;
+mod lanes;
 pub(crate) mod operation;
 pub(crate) mod port;
 pub(crate) mod schedule;
 mod watch;
 
-use std::{
-    os::fd::{AsRawFd, OwnedFd},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use self::port::{Setup, Shared, deadline, left};
 pub use self::{
@@ -63,6 +60,7 @@ use crate::{
     buf::Pooled,
     error::{Error, Refused},
     stats::Stats,
+    sys::{self, OwnedDescriptor},
 };
 
 /// What a wait on a port gave. A failed operation's packet, a time-out, a closed port and a broken
@@ -109,7 +107,7 @@ pub struct Completion {
     /// More completions of this operation are to come: it is still in flight.
     pub more: bool,
     /// The connection an accept has produced.
-    pub accepted: Option<OwnedFd>,
+    pub accepted: Option<OwnedDescriptor>,
     /// The pooled buffer that holds the data of a pooled receive.
     pub buffer: Option<Pooled>,
     pub(crate) silent: bool,
@@ -178,17 +176,15 @@ impl Port {
     ///
     /// `Associated` if the socket belongs to a port already, through this descriptor or a
     /// duplicate of it; `Closed` if the port is closed. The descriptor comes back with the error.
-    pub fn associate(&self, fd: OwnedFd, key: usize) -> Result<Handle, Refused<OwnedFd>> {
+    pub fn associate(
+        &self,
+        fd: OwnedDescriptor,
+        key: usize,
+    ) -> Result<Handle, Refused<OwnedDescriptor>> {
         if let Err(error) = self.shared.adopt(&fd) {
             return Err(Refused { error, value: fd });
         }
-        // SAFETY: F_GETFL and F_SETFL take no pointers; the descriptor is open.
-        unsafe {
-            let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
-            if flags >= 0 && flags & libc::O_NONBLOCK != 0 {
-                libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK);
-            }
-        }
+        sys::set_nonblocking(&fd, false);
         Ok(Handle::new(fd, key, self.shared.clone()))
     }
 

@@ -23,6 +23,7 @@ use std::{
 };
 
 use super::Handle;
+use crate::sys::{Header, MessageHeader, NO_DESCRIPTOR, RawDescriptor};
 
 /// What an operation asks for.
 ///
@@ -101,7 +102,10 @@ pub enum Request {
 #[derive(Debug)]
 #[doc(alias = "WSABUF")]
 pub struct Gather {
-    pub(crate) header: libc::msghdr,
+    slices: *mut IoSlice<'static>,
+    count: usize,
+    /// What the driver makes of them, where the system reads it.
+    pub(crate) header: MessageHeader,
 }
 
 impl Gather {
@@ -112,13 +116,23 @@ impl Gather {
     /// is used up on the way: it is advanced past what has been sent. Like the bytes it leads to
     /// it must stay valid as long as the operation.
     #[must_use]
-    pub fn new(slices: *mut IoSlice<'static>, count: usize) -> Self {
+    pub const fn new(slices: *mut IoSlice<'static>, count: usize) -> Self {
         // SAFETY: plain integers and pointers, for which zero is a value.
-        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-        // IoSlice has the layout of iovec on Unix, as its documentation promises.
-        header.msg_iov = slices.cast();
-        header.msg_iovlen = count as _;
-        Self { header }
+        let header = unsafe { std::mem::zeroed() };
+        Self { slices, count, header }
+    }
+
+    /// The slices that are left.
+    ///
+    /// # Safety
+    ///
+    /// They must still be valid.
+    pub(crate) unsafe fn slices(&mut self) -> &mut [IoSlice<'static>] {
+        if self.count == 0 {
+            return &mut [];
+        }
+        // SAFETY: the caller's promise, and that of whoever made the gather.
+        unsafe { std::slice::from_raw_parts_mut(self.slices, self.count) }
     }
 
     /// Moves past bytes that have been sent. Returns whether any are left.
@@ -126,22 +140,12 @@ impl Gather {
     /// # Safety
     ///
     /// The slices must still be valid.
-    pub(crate) unsafe fn advance(&mut self, mut bytes: usize) -> bool {
-        while self.header.msg_iovlen > 0 {
-            // SAFETY: the caller's promise, for the slices that are left.
-            let first = unsafe { &mut *self.header.msg_iov };
-            if bytes < first.iov_len {
-                first.iov_len -= bytes;
-                // SAFETY: still inside the slice.
-                first.iov_base = unsafe { first.iov_base.cast::<u8>().add(bytes).cast() };
-                return true;
-            }
-            bytes -= first.iov_len;
-            // SAFETY: at most one past the last slice.
-            self.header.msg_iov = unsafe { self.header.msg_iov.add(1) };
-            self.header.msg_iovlen -= 1;
-        }
-        false
+    pub(crate) unsafe fn advance(&mut self, bytes: usize) -> bool {
+        // SAFETY: the caller's promise.
+        let mut left = unsafe { self.slices() };
+        IoSlice::advance_slices(&mut left, bytes);
+        (self.slices, self.count) = (left.as_mut_ptr(), left.len());
+        self.count > 0
     }
 }
 
@@ -191,34 +195,26 @@ pub(crate) enum State {
 #[derive(Debug)]
 #[doc(alias = "OVERLAPPED")]
 pub struct Operation {
+    /// The driver's own part.
+    pub(crate) system: Header,
     /// Next in whichever list of its handle the operation is in.
     pub(crate) next: *mut Self,
     pub(crate) handle: *const Handle,
     pub(crate) request: Request,
     /// How long it may take once it has reached the kernel.
     pub(crate) deadline: Option<Duration>,
-    /// The deadline as the kernel reads it, at a fixed address.
-    pub(crate) timespec: [i64; 2],
-    /// How long it pauses before it is tried again, likewise.
-    pub(crate) pause: [i64; 2],
     /// Bytes done so far.
     pub(crate) bytes: usize,
-    /// What the kernel said of the last submission.
-    pub(crate) result: i32,
-    /// 0, or the error as a negative errno.
+    /// 0, or the system's error code, negative.
     pub(crate) status: i32,
-    /// The descriptor of a connection an accept has produced, or -1.
-    pub(crate) accepted: i32,
+    /// The descriptor of a connection an accept has produced, or `NO_DESCRIPTOR`.
+    pub(crate) accepted: RawDescriptor,
     /// The pooled buffer a receive has taken, or `u32::MAX`.
     pub(crate) buffer: u32,
-    /// The ring it was submitted to last.
+    /// The lane it was submitted to last.
     pub(crate) lane: u16,
-    /// Kernel completions still to come, the deadline's included.
-    pub(crate) outstanding: u8,
     state: AtomicU8,
     pub(crate) flags: Flags,
-    /// Driver's step within a request that takes several.
-    pub(crate) step: u8,
 }
 
 /// Facts about an operation in flight.
@@ -252,19 +248,16 @@ impl Operation {
     #[must_use]
     pub const fn new(request: Request) -> Self {
         Self {
+            system: Header::NEW,
             next: std::ptr::null_mut(),
             handle: std::ptr::null(),
             request,
             deadline: None,
-            timespec: [0; 2],
-            pause: [0; 2],
             bytes: 0,
-            result: 0,
             status: 0,
-            accepted: -1,
+            accepted: NO_DESCRIPTOR,
             buffer: NO_BUFFER,
             lane: 0,
-            outstanding: 0,
             state: AtomicU8::new(State::Idle as u8),
             flags: Flags {
                 cancel: false,
@@ -277,7 +270,6 @@ impl Operation {
                 cancelling: false,
                 promised: false,
             },
-            step: 0,
         }
     }
 
@@ -300,7 +292,7 @@ impl Operation {
 
     /// Whether the deadline counts in the step that comes next.
     pub(crate) fn clock_runs(&self) -> bool {
-        !matches!(self.request, Request::AcceptFirst { .. }) || self.accepted >= 0
+        !matches!(self.request, Request::AcceptFirst { .. }) || self.accepted != NO_DESCRIPTOR
     }
 
     /// Whether the operation is in flight. Meant for operations without a packet, which have no
@@ -344,9 +336,8 @@ impl Operation {
     pub(crate) fn next_round(&mut self) {
         self.bytes = 0;
         self.flags.starved = false;
-        self.accepted = -1;
+        self.accepted = NO_DESCRIPTOR;
         self.buffer = NO_BUFFER;
-        self.timespec = [0; 2];
-        self.step = 0;
+        self.system.next_round();
     }
 }

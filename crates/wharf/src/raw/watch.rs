@@ -97,7 +97,8 @@ impl Watch {
             self.asleep.store(true, Ordering::SeqCst);
             // A worker that begins to run now either sees that we sleep or is seen here.
             let lanes = 0..port.lanes().len();
-            let all_idle = { lanes }.all(|lane| matches!(port.schedule.hold(lane), Hold::Idle(_)));
+            let all_idle =
+                { lanes }.all(|lane| matches!(port.dispatch.schedule.hold(lane), Hold::Idle(_)));
             if all_idle {
                 return None;
             }
@@ -121,7 +122,7 @@ impl Watch {
     pub(crate) fn rouse(&self, port: &Shared) {
         if self.asleep.load(Ordering::SeqCst) && self.asleep.swap(false, Ordering::SeqCst) {
             self.idle_looks.store(0, Ordering::Relaxed);
-            port.schedule.call_watch();
+            port.dispatch.schedule.call_watch();
         }
     }
 
@@ -136,7 +137,7 @@ impl Watch {
         }
         let mut running = false;
         for (lane, ring) in port.lanes().iter().enumerate() {
-            let holder = match port.schedule.hold(lane) {
+            let holder = match port.dispatch.schedule.hold(lane) {
                 Hold::Running(holder) => holder,
                 Hold::Idle(_) => continue,
                 Hold::Free => {
@@ -151,11 +152,11 @@ impl Watch {
             if !waiting && ring.unsubmitted() == 0 {
                 continue;
             }
-            if port.schedule.has_sleepers(lane) {
+            if port.dispatch.schedule.has_sleepers(lane) {
                 // It is about to wake up in its lane.
                 continue;
             }
-            let thread = port.schedule.holder(lane).filter(|worker| worker.id == holder);
+            let thread = port.dispatch.schedule.holder(lane).filter(|worker| worker.id == holder);
             let Some(thread) = thread.map(|worker| worker.thread) else { continue };
             match state.doing(thread) {
                 Doing::Sleeps if !waiting => port.relieve(lane),
@@ -165,7 +166,7 @@ impl Watch {
                         continue;
                     }
                     if let Some(watcher) = watcher
-                        && port.schedule.take_over(lane, holder, watcher)
+                        && port.dispatch.schedule.take_over(lane, holder, watcher)
                     {
                         self.noticed.fetch_add(1, Ordering::Relaxed);
                         state.alert_until = Some(now + ALERT);

@@ -1,10 +1,83 @@
 //! What the operating system does for a port.
 //!
-//! Required of a driver: a `Lane` that takes operations (`push`, `push_cancel`), gives their
-//! events back to any thread that asks (`pop`), waits (`wait`), can be woken from any thread
-//! (`wake`) and submitted from any thread (`submit`), and says what an event means (`digest`).
-//! Operations are data ([`crate::raw::Request`]): a driver prepares each in one place and
-//! understands its result in another.
+//! A **driver** turns operations, which are data ([`crate::raw::Request`]), into system calls, and
+//! says what became of them. Its contract is the type [`Lane`]: a lane takes operations (`push`,
+//! `push_cancel`), gives their events back to any thread that asks (`pop`), and says what an event
+//! means (`digest`). A worker waits in it (`wait`), and any thread may wake that worker (`wake`) or
+//! let the lane go on without it (`submit`). Calls that name an operation are made under the lock
+//! of its handle, so a driver needs none for the operation's header.
+//!
+//! What every platform provides under the same names, one folder each:
+//!
+//! | Name | What it is |
+//! |---|---|
+//! | `Lane` | the driver, or an enum of several: chosen when a port is made, never per operation |
+//! | `Header` | what the driver keeps in the header of an operation |
+//! | `MessageHeader` | what it keeps with the slices of a vectored send |
+//! | `OwnedDescriptor`, `RawDescriptor`, … | a socket or a file |
+//! | `Mapping` | memory for the buffers of a pool |
+//! | `ForkGuard`, `thread_id` | which process this is, and which thread |
+//! | `adopt`, `release` | a descriptor belongs to one port |
+//! | `own`, `attempt` | a descriptor that the system has given; an operation without waiting |
+//! | `kind_of`, `CANCELLED`, `FAILED` | the system's error codes |
 
-pub(crate) mod fork;
-pub(crate) mod uring;
+pub(crate) mod pool;
+
+cfg_select! {
+    target_os = "linux" => {
+        mod linux;
+        mod unix;
+        pub(crate) mod uring;
+        pub(crate) use self::{linux::*, unix::*};
+    }
+    _ => {
+        compile_error!("wharf has no driver for this system");
+    }
+}
+
+use crate::raw::Operation;
+
+/// What a worker takes from a lane about an operation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Event {
+    pub(crate) operation: *mut Operation,
+    pub(crate) of: Source,
+    /// What the system said, in its own terms.
+    pub(crate) result: i32,
+    pub(crate) flags: u32,
+}
+
+/// What of an operation an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    Request,
+    Deadline,
+    Cancel,
+}
+
+/// What a worker takes from a lane.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Popped {
+    /// Something of an operation's.
+    Event(Event),
+    /// Nothing but a wake-up of whoever sleeps in the lane.
+    Wake,
+    /// The lane of this number, which nobody waits in, has something to take.
+    Attend(u16),
+}
+
+/// What has to be done with an operation after one of its events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// More events of the same submission are to come.
+    Pending,
+    /// The operation is over; its outcome stands in its header.
+    Finish,
+    /// Submit it again: the rest of it, or all of it.
+    Again,
+    /// Submit it again once a pooled buffer is free.
+    Starve,
+    /// Ask for the submission to be cancelled, again or for the first time: the system did not
+    /// find it, or its deadline came loose from it.
+    Cancel,
+}

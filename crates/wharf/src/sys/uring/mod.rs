@@ -4,8 +4,8 @@
 //! and accepts are not used: several completions of one operation could then be taken by several
 //! threads at once, in any order, its last one included.
 
-pub(crate) mod pool;
-pub(crate) mod ring;
+mod provided;
+mod ring;
 
 use std::{
     io::{self, Write},
@@ -17,13 +17,15 @@ use std::{
 
 use linux_raw_sys::io_uring as abi;
 
-use self::{
-    pool::Pool,
-    ring::{Cqe, Ring, RingSize, Sqe},
-};
-use crate::raw::{
-    operation::{NO_BUFFER, Operation, Request},
-    port::Setup,
+pub(crate) use self::{provided::Provided, ring::is_transient};
+use self::ring::{Cqe, Ring, RingSize, Sqe};
+use super::{Event, NO_DESCRIPTOR, Popped, Source, Step, pool::Pool, progress};
+use crate::{
+    error::Error,
+    raw::{
+        operation::{NO_BUFFER, Operation, Request},
+        port::Setup,
+    },
 };
 
 /// What this kernel's io_uring can do, found out by asking it.
@@ -94,7 +96,7 @@ impl Features {
         }
         Ok(Self {
             cooperative: Ring::supports(abi::IORING_SETUP_COOP_TASKRUN),
-            provided_buffers: Pool::new(&ring, 1, 4096, true).is_ok(),
+            provided_buffers: Provided::new(&ring, 1).is_ok(),
             poll_first: knows_poll_first(&ring).unwrap_or(false),
             no_iowait: ring.features() & abi::IORING_FEAT_NO_IOWAIT != 0,
         })
@@ -127,57 +129,6 @@ pub(crate) struct Lane {
     features: Features,
 }
 
-/// A kernel completion, as a worker takes it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Event {
-    pub(crate) operation: *mut Operation,
-    of: Source,
-    result: i32,
-    flags: u32,
-}
-
-/// What of an operation an event is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    Request,
-    Deadline,
-    Cancel,
-}
-
-/// What a worker takes from a lane.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Popped {
-    /// Something of an operation's.
-    Event(Event),
-    /// Nothing but a wake-up of whoever sleeps in the lane.
-    Wake,
-    /// The lane of this number, which nobody waits in, has something to take.
-    Attend(u16),
-}
-
-/// What has to be done with an operation after one of its events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// More events of the same submission are to come.
-    Pending,
-    /// The operation is over; its outcome stands in its header.
-    Finish,
-    /// Submit it again: the rest of it, or all of it.
-    Again,
-    /// Submit it again once a pooled buffer is free.
-    Starve,
-    /// Ask for the submission to be cancelled, again or for the first time: the kernel did not
-    /// find it, or its deadline came loose from it.
-    Cancel,
-}
-
-/// How long an accept pauses when there are no descriptors or no memory for a connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// How long a connect pauses that finds the socket connecting already.
-const CONNECT_PAUSE: Duration = Duration::from_millis(10);
-/// How long a request pauses that the kernel says would block.
-const BUSY_PAUSE: Duration = Duration::from_millis(1);
-
 #[expect(clippy::cast_possible_truncation, reason = "it is 1")]
 const POLL_FIRST: u16 = abi::IORING_RECVSEND_POLL_FIRST as u16;
 
@@ -198,8 +149,35 @@ fn clamp(bytes: usize) -> u32 {
 }
 
 impl Lane {
+    /// Makes a port's lanes, all alike: where too little memory may be locked for them, smaller
+    /// ones.
+    pub(crate) fn make(count: usize, mut setup: Setup) -> io::Result<(Vec<Self>, Setup)> {
+        const SMALLEST: u32 = 8;
+        let asked = setup.submissions;
+        loop {
+            match (0..count).map(|_| Self::new(&setup)).collect::<io::Result<Vec<_>>>() {
+                Ok(lanes) => {
+                    if setup.submissions < asked {
+                        log::warn!(
+                            "too little memory may be locked: rings of {} entries instead of \
+                             {asked} (raise RLIMIT_MEMLOCK)",
+                            setup.submissions
+                        );
+                    }
+                    return Ok((lanes, setup));
+                }
+                Err(error) if is_memory(&error) && setup.submissions > SMALLEST => {
+                    setup.submissions /= 2;
+                    // The kernel gives the memory of the rings just closed back a little later.
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Makes a lane: its ring and its pool.
-    pub(crate) fn new(setup: &Setup) -> io::Result<Self> {
+    fn new(setup: &Setup) -> io::Result<Self> {
         let mut features = Features::probe()?;
         features.provided_buffers &= !setup.without_provided_buffers;
         features.cooperative &= !setup.without_cooperative;
@@ -209,11 +187,10 @@ impl Lane {
             completions: setup.submissions.saturating_mul(8),
         };
         let ring = Ring::new(size, features.cooperative)?;
-        let pool = Pool::new(&ring, setup.pool_count, setup.pool_size, features.provided_buffers)
-            .or_else(|_| {
-            features.provided_buffers = false;
-            Pool::new(&ring, setup.pool_count, setup.pool_size, false)
-        })?;
+        let provided = features.provided_buffers.then(|| Provided::new(&ring, setup.pool_count));
+        let provided = provided.and_then(Result::ok);
+        features.provided_buffers = provided.is_some();
+        let pool = Pool::new(setup.pool_count, setup.pool_size, provided)?;
         Ok(Self { ring, pool: Arc::new(pool), features })
     }
 
@@ -306,20 +283,20 @@ impl Lane {
         let mut entry = self.prepare(op);
         entry.user_data = address_of(operation);
         let timed = op.deadline.is_some() && !op.flags.pausing && op.clock_runs();
-        op.outstanding = 1 + u8::from(timed);
+        op.system.outstanding = 1 + u8::from(timed);
         op.flags.requested = true;
         if !timed {
             // SAFETY: the caller's promise.
             return unsafe { self.ring.push(&[entry]) };
         }
-        if op.timespec == [0; 2] {
-            op.timespec = monotonic_after(op.deadline.unwrap_or_default());
+        if op.system.deadline == [0; 2] {
+            op.system.deadline = monotonic_after(op.deadline.unwrap_or_default());
         }
         entry.flags |= 1 << abi::io_uring_sqe_flags_bit::IOSQE_IO_LINK_BIT as u8;
         let limit = Sqe {
             opcode: abi::io_uring_op::IORING_OP_LINK_TIMEOUT as u8,
             fd: -1,
-            addr: op.timespec.as_ptr() as u64,
+            addr: op.system.deadline.as_ptr() as u64,
             len: 1,
             op_flags: abi::IORING_TIMEOUT_ABS,
             user_data: address_of(operation) | DEADLINE_TAG,
@@ -351,7 +328,7 @@ impl Lane {
         // SAFETY: the address is compared by the kernel, never followed.
         unsafe { self.ring.push(&[entry])? };
         op.flags.cancelling = true;
-        op.outstanding += 1;
+        op.system.outstanding += 1;
         Ok(())
     }
 
@@ -363,7 +340,7 @@ impl Lane {
             return Sqe {
                 opcode: abi::io_uring_op::IORING_OP_TIMEOUT as u8,
                 fd: -1,
-                addr: op.pause.as_ptr() as u64,
+                addr: op.system.pause.as_ptr() as u64,
                 len: 1,
                 ..entry
             };
@@ -380,7 +357,7 @@ impl Lane {
             Request::ReceivePooled { .. } if self.features.provided_buffers => Sqe {
                 ioprio: self.poll_first(op),
                 flags: 1 << abi::io_uring_sqe_flags_bit::IOSQE_BUFFER_SELECT_BIT as u8,
-                buf_index: Pool::GROUP,
+                buf_index: Provided::GROUP,
                 ..receive(entry, std::ptr::null_mut(), self.pool.size(), 0)
             },
             Request::ReceivePooled { .. } => match u16::try_from(op.buffer) {
@@ -401,12 +378,12 @@ impl Lane {
             Request::SendVectored { gather } => Sqe {
                 opcode: abi::io_uring_op::IORING_OP_SENDMSG as u8,
                 // SAFETY: the gather lives as long as the operation (the contract of start).
-                addr: unsafe { &raw const (*gather).header } as u64,
+                addr: unsafe { progress::message(gather) } as u64,
                 len: 1,
                 op_flags: SEND_FLAGS,
                 ..entry
             },
-            Request::AcceptFirst { buffer, length } if op.accepted >= 0 => {
+            Request::AcceptFirst { buffer, length } if op.accepted != NO_DESCRIPTOR => {
                 receive(Sqe { fd: op.accepted, ..entry }, buffer, length, 0)
             }
             Request::Accept { .. } | Request::AcceptFirst { .. } => Sqe {
@@ -447,7 +424,7 @@ impl Lane {
         // SAFETY: an operation with an event to come is in flight, so its header is alive, and
         // nobody else touches it under the lock.
         let op = unsafe { &mut *event.operation };
-        op.outstanding -= 1;
+        op.system.outstanding -= 1;
         match event.of {
             Source::Deadline => {
                 op.flags.expired |= event.result == -libc::ETIME;
@@ -464,19 +441,19 @@ impl Lane {
             }
             Source::Request => {
                 op.flags.requested = false;
-                op.result = event.result;
+                op.system.result = event.result;
                 op.flags.emptied = event.flags & abi::IORING_CQE_F_SOCK_NONEMPTY == 0;
                 if event.flags & abi::IORING_CQE_F_BUFFER != 0 {
                     op.buffer = event.flags >> abi::IORING_CQE_BUFFER_SHIFT;
                 }
             }
         }
-        if op.outstanding > 0 {
+        if op.system.outstanding > 0 {
             return Step::Pending;
         }
         // SAFETY: as above.
         let step = unsafe { self.evaluate(op) };
-        let filling = step == Step::Again && op.step == 1;
+        let filling = step == Step::Again && op.system.step == 1;
         if op.buffer != NO_BUFFER && op.bytes == 0 && !filling {
             // It holds nothing.
             self.pool.give_back(u16::try_from(op.buffer).unwrap_or(0));
@@ -485,115 +462,34 @@ impl Lane {
         step
     }
 
-    /// What a submission's result means.
+    /// What a submission's result means, pooled receives being this driver's own affair.
     ///
     /// # Safety
     ///
-    /// The operation is in flight, all events of its submission have come, and its pointers are
-    /// good.
+    /// As for [`progress::evaluate`].
     unsafe fn evaluate(&self, op: &mut Operation) -> Step {
-        if op.flags.pausing {
-            op.flags.pausing = false;
-            return if op.flags.cancel { fail(op, libc::ECANCELED) } else { Step::Again };
-        }
-        let Ok(done) = usize::try_from(op.result) else {
-            return self.evaluate_error(op, -op.result);
-        };
-        match op.request {
-            Request::Receive { length, exact, .. } => {
-                op.bytes += if length == 0 { 0 } else { done };
-                if exact && done > 0 && op.bytes < length { go_on(op) } else { Step::Finish }
-            }
-            Request::ReceivePooled { .. } => {
-                if !self.features.provided_buffers && op.step == 0 {
+        if matches!(op.request, Request::ReceivePooled { .. }) && !op.flags.pausing {
+            match (op.system.result, op.system.step) {
+                (0.., 0) if !self.features.provided_buffers => {
                     // Readable now: the next step fills a buffer.
                     let Some(id) = self.pool.take() else { return Step::Starve };
                     op.buffer = u32::from(id);
-                    op.step = 1;
+                    op.system.step = 1;
                     return Step::Again;
                 }
-                op.step = 0;
-                op.bytes = done;
-                Step::Finish
-            }
-            Request::Send { length, .. } => {
-                op.bytes += done;
-                if op.bytes < length { go_on(op) } else { Step::Finish }
-            }
-            Request::SendVectored { gather } => {
-                op.bytes += done;
-                // SAFETY: the gather and its slices live as long as the operation.
-                if unsafe { (*gather).advance(done) } { go_on(op) } else { Step::Finish }
-            }
-            Request::AcceptFirst { .. } if op.accepted < 0 => {
-                op.accepted = op.result;
-                op.timespec = [0; 2];
-                go_on(op)
-            }
-            Request::AcceptFirst { .. } => {
-                op.bytes = done;
-                Step::Finish
-            }
-            Request::Accept { .. } => {
-                op.accepted = op.result;
-                Step::Finish
-            }
-            Request::Readable | Request::Connect { .. } | Request::Shutdown { .. } => Step::Finish,
-        }
-    }
-
-    fn evaluate_error(&self, op: &mut Operation, errno: i32) -> Step {
-        let accepting = op.accepted < 0
-            && matches!(op.request, Request::Accept { .. } | Request::AcceptFirst { .. });
-        match (errno, op.request) {
-            (libc::ECANCELED, request) if op.flags.expired || op.flags.cancel => {
-                if matches!(request, Request::Connect { .. }) {
-                    give_up_connecting(op);
+                (0.., _) => op.system.step = 0,
+                (result, _) if result == -libc::ENOBUFS => return Step::Starve,
+                (result, _)
+                    if result == -libc::EAGAIN && !self.features.provided_buffers =>
+                {
+                    op.system.step = 0;
+                    return Step::Again;
                 }
-                fail(op, if op.flags.expired { libc::ETIMEDOUT } else { libc::ECANCELED })
+                _ => {}
             }
-            // The thread that had submitted it is gone, and took the request with it.
-            (libc::ECANCELED | libc::EINTR, _) => {
-                op.step = u8::from(matches!(op.request, Request::Connect { .. }));
-                Step::Again
-            }
-            (libc::ENOBUFS, Request::ReceivePooled { .. }) => Step::Starve,
-            (libc::EAGAIN, Request::ReceivePooled { .. }) if !self.features.provided_buffers => {
-                op.step = 0;
-                Step::Again
-            }
-            // A connect meets what an earlier one has begun: the same one, submitted from a thread
-            // that is gone, or another that was given up.
-            (libc::EISCONN, Request::Connect { .. }) if op.step == 1 => Step::Finish,
-            (libc::EALREADY, Request::Connect { .. }) => {
-                op.step = 1;
-                pause(op, CONNECT_PAUSE)
-            }
-            (libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM, _) if accepting => {
-                // Once, not at every try.
-                if std::mem::replace(&mut op.step, 1) == 0 {
-                    log::warn!(
-                        "accept: {}; trying again every {ACCEPT_PAUSE:?}",
-                        io::Error::from_raw_os_error(errno)
-                    );
-                }
-                pause(op, ACCEPT_PAUSE)
-            }
-            // accept(2) passes on what went wrong with a connection that nobody has seen yet.
-            (
-                libc::ECONNABORTED
-                | libc::ENETDOWN
-                | libc::EPROTO
-                | libc::ENOPROTOOPT
-                | libc::EHOSTDOWN
-                | libc::ENONET
-                | libc::EHOSTUNREACH
-                | libc::ENETUNREACH,
-                _,
-            ) if accepting => go_on(op),
-            (libc::EAGAIN, _) => pause(op, BUSY_PAUSE),
-            _ => fail(op, errno),
         }
+        // SAFETY: the caller's promise.
+        unsafe { progress::evaluate(op) }
     }
 }
 
@@ -620,77 +516,6 @@ fn poll_in(entry: Sqe) -> Sqe {
     }
 }
 
-fn fail(op: &mut Operation, errno: i32) -> Step {
-    op.status = -errno;
-    Step::Finish
-}
-
-/// Tries to complete a request without waiting. None: it has to be submitted, from where this has
-/// brought it.
-///
-/// # Safety
-///
-/// The operation has a handle, and the pointers in its request are good.
-pub(crate) unsafe fn attempt(op: &mut Operation) -> Option<io::Result<usize>> {
-    // SAFETY: the caller's promise.
-    let fd = unsafe { (*op.handle).fd() };
-    let (done, wanted) = match op.request {
-        Request::Receive { buffer, length, exact } if length > 0 => {
-            // SAFETY: the caller's promise: so many bytes may be written there.
-            let done = unsafe { libc::recv(fd, buffer.cast(), length, libc::MSG_DONTWAIT) };
-            (done, if exact { length } else { 1 })
-        }
-        Request::Send { buffer, length } => {
-            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-            // SAFETY: the caller's promise: so many bytes may be read there.
-            (unsafe { libc::send(fd, buffer.cast(), length, flags) }, length)
-        }
-        _ => return None,
-    };
-    let Ok(done) = usize::try_from(done) else {
-        let error = io::Error::last_os_error();
-        return match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => None,
-            _ => Some(Err(error)),
-        };
-    };
-    op.bytes = done;
-    // A receive of nothing is the end of the stream: there is no rest to wait for.
-    (done >= wanted || done == 0).then_some(Ok(done))
-}
-
-/// Makes the socket forget a connect that was cancelled: the kernel would go on with it, and a
-/// later connect would meet it.
-fn give_up_connecting(op: &Operation) {
-    static UNSPECIFIED: libc::sockaddr = libc::sockaddr { sa_family: 0, sa_data: [0; 14] };
-    const _: () = assert!(libc::AF_UNSPEC == 0);
-    // SAFETY: an operation in flight has a handle, which outlives it; the address lives across
-    // the call.
-    unsafe {
-        libc::connect((*op.handle).fd(), &raw const UNSPECIFIED, 16);
-    }
-}
-
-/// Submits the rest, unless somebody wants the operation to end here.
-fn go_on(op: &mut Operation) -> Step {
-    if op.flags.cancel {
-        fail(op, libc::ECANCELED)
-    } else if op.flags.expired {
-        fail(op, libc::ETIMEDOUT)
-    } else {
-        Step::Again
-    }
-}
-
-fn pause(op: &mut Operation, pause: Duration) -> Step {
-    if op.flags.cancel {
-        return fail(op, libc::ECANCELED);
-    }
-    op.flags.pausing = true;
-    op.pause = [0, i64::from(pause.subsec_nanos())];
-    Step::Again
-}
-
 /// The time `delay` from now on the clock that the kernel's timers use.
 fn monotonic_after(delay: Duration) -> [i64; 2] {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -702,6 +527,31 @@ fn monotonic_after(delay: Duration) -> [i64; 2] {
 }
 
 /// Whether a ring was refused for want of memory that may be locked.
-pub(crate) fn is_memory(error: &io::Error) -> bool {
+fn is_memory(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOMEM))
+}
+
+/// What keeps a ring from being made, and what to do about it.
+pub(crate) fn refusal(error: &io::Error) -> Error {
+    let built = Error::from_io(error, "io_uring_setup");
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => built.with_remedy(
+            "io_uring is refused here, by a seccomp profile (containers do that: allow \
+             io_uring_setup, io_uring_enter and io_uring_register in it) or by \
+             sysctl kernel.io_uring_disabled (set it to 0)",
+        ),
+        Some(libc::ENOSYS) => built.with_remedy(
+            "this kernel has no io_uring, or a seccomp profile hides it; wharf needs \
+             Linux 5.11",
+        ),
+        Some(libc::ENOMEM) => built.with_remedy(
+            "too little memory may be locked: raise RLIMIT_MEMLOCK (ulimit -l), or lower \
+             the concurrency value or the ring's size",
+        ),
+        Some(libc::EMFILE | libc::ENFILE) => built,
+        _ if error.kind() == io::ErrorKind::Unsupported => {
+            built.with_remedy("wharf needs the io_uring of Linux 5.11")
+        }
+        _ => built,
+    }
 }

@@ -6,13 +6,11 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::atomic::{AtomicU16, AtomicUsize, Ordering},
+    sync::atomic::{AtomicUsize, Ordering},
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use linux_raw_sys::io_uring as abi;
-
-use super::ring::{Mapping, Ring};
+use super::{Mapping, Provided};
 use crate::raw::Operation;
 
 /// Hands an operation that has waited for a buffer back to its port.
@@ -32,10 +30,9 @@ pub(crate) struct Pool {
 }
 
 struct State {
-    /// The kernel's view of the free buffers, where it has one.
-    ring: Option<Mapping>,
-    tail: u16,
-    /// Our own, where it has none.
+    /// The free buffers, where the kernel takes them.
+    provided: Option<Provided>,
+    /// The free buffers, where we do.
     free: Vec<u16>,
     starving: VecDeque<*mut Operation>,
 }
@@ -49,61 +46,25 @@ impl std::fmt::Debug for Pool {
     }
 }
 
-#[repr(C)]
-struct Entry {
-    address: u64,
-    length: u32,
-    id: u16,
-    /// In entry 0 this is the ring's tail.
-    tail: u16,
-}
-
-const _: () = assert!(size_of::<Entry>() == size_of::<abi::io_uring_buf>());
-
 impl Pool {
-    /// The group under which a lane's pool is known to its ring.
-    pub(crate) const GROUP: u16 = 0;
-
-    /// `count` is a power of two. `provided` says whether to hand the buffers to the kernel.
-    pub(crate) fn new(ring: &Ring, count: u16, size: usize, provided: bool) -> io::Result<Self> {
-        debug_assert!(count.is_power_of_two());
-        let region = Mapping::new(usize::from(count) * size, None)?;
+    /// `count` is a power of two. `provided` is where the kernel finds the buffers, if it does.
+    pub(crate) fn new(count: u16, size: usize, provided: Option<Provided>) -> io::Result<Self> {
         let pool = Self {
-            region,
+            region: Mapping::new(usize::from(count) * size, None)?,
             size,
             count,
             exhausted: AtomicUsize::new(0),
             starving: AtomicUsize::new(0),
             state: Mutex::new(State {
-                ring: None,
-                tail: 0,
-                free: (0..count).rev().collect(),
+                provided,
+                free: Vec::with_capacity(usize::from(count)),
                 starving: VecDeque::new(),
             }),
             resume: OnceLock::new(),
         };
-        if provided {
-            let entries = Mapping::new(usize::from(count) * size_of::<Entry>(), None)?;
-            // SAFETY: plain integers, for which zero is a value.
-            let mut register: abi::io_uring_buf_reg = unsafe { std::mem::zeroed() };
-            register.ring_addr = entries.address() as u64;
-            register.ring_entries = u32::from(count);
-            register.bgid = Self::GROUP;
-            // SAFETY: the structure is what this opcode asks for. The entries it names are kept
-            // by the pool, and the kernel pins their pages for as long as it uses them.
-            unsafe {
-                ring.register(
-                    abi::io_uring_register_op::IORING_REGISTER_PBUF_RING as u32,
-                    (&raw const register).cast(),
-                    1,
-                )?;
-            }
-            let mut state = pool.lock();
-            state.ring = Some(entries);
-            for id in std::mem::take(&mut state.free) {
-                pool.put(&mut state, id);
-            }
-        }
+        let mut state = pool.lock();
+        (0..count).rev().for_each(|id| pool.put(&mut state, id));
+        drop(state);
         Ok(pool)
     }
 
@@ -141,29 +102,16 @@ impl Pool {
     /// buffer in a user's hands holds a reference to the pool, and so does the lane.
     fn free(self: &Arc<Self>) -> usize {
         let state = self.lock();
-        match state.ring {
+        match state.provided {
             Some(_) => usize::from(self.count).saturating_sub(Arc::strong_count(self) - 1),
             None => state.free.len(),
         }
     }
 
     fn put(&self, state: &mut State, id: u16) {
-        let Some(ring) = &state.ring else {
-            state.free.push(id);
-            return;
-        };
-        let entries = ring.address().cast::<Entry>();
-        // SAFETY: the slot is masked by the power-of-two count, and free: no more than `count`
-        // buffers exist, so the kernel has consumed whatever stood there. Fields are written one
-        // by one because the last one of slot 0 is the shared tail.
-        unsafe {
-            let entry = entries.add(usize::from(state.tail & (self.count - 1)));
-            (&raw mut (*entry).address).write(self.address(id) as u64);
-            (&raw mut (*entry).length).write(u32::try_from(self.size).unwrap_or(u32::MAX));
-            (&raw mut (*entry).id).write(id);
-            state.tail = state.tail.wrapping_add(1);
-            (*(&raw const (*entries).tail).cast::<AtomicU16>())
-                .store(state.tail, Ordering::Release);
+        match &mut state.provided {
+            Some(provided) => provided.put(id, self.address(id), self.size),
+            None => state.free.push(id),
         }
     }
 

@@ -1,0 +1,665 @@
+//! How workers wait where the kernel leaves that to us: lanes, the queue of posted packets, and
+//! the loop in which a worker waits.
+
+use std::{
+    cell::Cell,
+    collections::VecDeque,
+    io,
+    sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Completion, Wait,
+    operation::Operation,
+    port::{Entry, Setup, Shared, deadline, left},
+    schedule::{Acquired, Parked, Schedule, Worker},
+    watch::Watch,
+};
+use crate::{
+    error::{Error, ErrorKind},
+    stats::Stats,
+    sync::lock,
+    sys::{Lane, Popped, is_transient, refusal, thread_id},
+};
+
+/// What is counted per lane, on cache lines of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Counters {
+    stolen: AtomicU64,
+    entries: AtomicU64,
+    /// Moves whenever the holder takes a packet. Not exact: it has no lock.
+    progress: AtomicU64,
+    /// The watch found its holder busy for long: its completions may be taken by anyone.
+    stuck: AtomicBool,
+    /// A worker that waits elsewhere is woken when something can be taken here.
+    attended: AtomicBool,
+}
+
+/// How many completions must wait in the lane of a worker that runs before an idle worker helps
+/// itself. Moving a connection to another lane costs more than it gains if its own worker is
+/// about to come for it.
+const STEAL_FROM: u32 = 4;
+
+/// How many packets a worker takes before it enters the kernel to submit what they have started
+/// and to let the kernel complete what has come in, even if more are ready.
+const BATCH: u32 = 128;
+/// The same while handlers block: should the next one do, what waits would wait with it.
+const ALERT_BATCH: u32 = 8;
+
+/// Where workers wait, and what they have to take.
+#[derive(Debug)]
+pub(super) struct Dispatch {
+    lanes: Vec<Lane>,
+    counters: Vec<Counters>,
+    pub(super) schedule: Schedule,
+    watch: Watch,
+    queue: Mutex<VecDeque<Entry>>,
+    queued: AtomicUsize,
+    next_lane: AtomicU16,
+}
+
+/// What the port knows of a thread that is bound to it.
+pub(super) type Place = Arc<Worker>;
+
+thread_local! {
+    /// Whether the last packet this thread took came from the posted queue.
+    static TURN: Cell<bool> = const { Cell::new(false) };
+    /// How many packets this thread has taken since it entered the kernel.
+    static PACKETS: Cell<u32> = const { Cell::new(0) };
+}
+
+static NEXT_WORKER: AtomicU64 = AtomicU64::new(1);
+
+impl Dispatch {
+    /// The setup that comes back says what could be had of it.
+    pub(super) fn new(setup: Setup) -> Result<(Self, Setup), Error> {
+        let concurrency = match setup.concurrency {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            concurrency => concurrency.min(1024),
+        };
+        let (lanes, setup) = Lane::make(concurrency, setup).map_err(|error| refusal(&error))?;
+        let dispatch = Self {
+            counters: lanes.iter().map(|_| Counters::default()).collect(),
+            schedule: Schedule::new(lanes.len()),
+            watch: Watch::new(lanes.len()),
+            lanes,
+            queue: Mutex::new(VecDeque::new()),
+            queued: AtomicUsize::new(0),
+            next_lane: AtomicU16::new(0),
+        };
+        Ok((dispatch, setup))
+    }
+}
+
+impl Shared {
+    /// A thread binds itself to the port.
+    pub(super) fn arrive(&self) -> Place {
+        Worker::new(NEXT_WORKER.fetch_add(1, Ordering::Relaxed), thread_id())
+    }
+
+    /// A bound thread leaves the port.
+    pub(super) fn depart(&self, worker: &Place) {
+        if let Some(lane) = self.dispatch.schedule.lane_of(worker)
+            && !self.guard.in_child()
+        {
+            // What this thread had started but not submitted must not wait for the next holder.
+            let _ = self.dispatch.lanes[lane].submit();
+        }
+        self.give_up_lane(worker);
+        self.dispatch.watch.forget(worker.thread);
+    }
+
+    pub(crate) fn lane(&self, lane: u16) -> &Lane {
+        &self.dispatch.lanes[usize::from(lane)]
+    }
+
+    /// The lanes; none in a forked child, where their memory does not exist.
+    pub(super) fn lanes(&self) -> &[Lane] {
+        if self.guard.in_child() { &[] } else { &self.dispatch.lanes }
+    }
+
+    pub(crate) fn closed(&self) -> bool {
+        self.dispatch.schedule.closed()
+    }
+
+    /// A lane for a handle to begin in: each in turn.
+    pub(crate) fn some_lane(&self) -> u16 {
+        let lanes = u16::try_from(self.dispatch.lanes.len()).unwrap_or(u16::MAX);
+        self.dispatch.next_lane.fetch_add(1, Ordering::Relaxed) % lanes
+    }
+
+    /// The lane this thread holds. A worker that finds it has lost its lane, because it was
+    /// blocked, counts as running again from here on.
+    pub(crate) fn own_lane(&self) -> Option<u16> {
+        let worker = self.current()?;
+        if let Some(lane) = self.dispatch.schedule.lane_of(worker) {
+            return u16::try_from(lane).ok();
+        }
+        worker.lane()?;
+        self.dispatch.schedule.come_back(worker);
+        self.dispatch.schedule.lane_of(worker).and_then(|lane| u16::try_from(lane).ok())
+    }
+
+    /// Submits a lane that is not this thread's own.
+    pub(crate) fn submit_for(&self, lane: Option<u16>) {
+        if let Some(lane) = lane {
+            self.submit(usize::from(lane));
+        }
+    }
+
+    fn enters(&self, lane: usize) {
+        PACKETS.with(|packets| packets.set(0));
+        self.dispatch.counters[lane].entries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn submit(&self, lane: usize) {
+        self.enters(lane);
+        if let Err(error) = self.dispatch.lanes[lane].submit()
+            && !is_transient(&error)
+        {
+            log::error!("io_uring_enter: {error}");
+        }
+    }
+
+    // ---- The queue that is ours ---------------------------------------------------------
+
+    /// Queues a posted packet.
+    pub(super) fn push_posted(&self, entry: Entry) -> Result<(), Error> {
+        {
+            let mut queue = lock(&self.dispatch.queue);
+            if queue.len() >= self.setup.post_limit {
+                return Err(Error::of(ErrorKind::QueueFull, "post"));
+            }
+            if queue.try_reserve(1).is_err() {
+                return Err(Error::of(ErrorKind::OutOfMemory, "post"));
+            }
+            queue.push_back(entry);
+            self.dispatch.queued.store(queue.len(), Ordering::SeqCst);
+        }
+        self.release_newest();
+        Ok(())
+    }
+
+    /// Queues what the port itself has to say of an operation.
+    pub(crate) fn enqueue(&self, entry: Entry) {
+        {
+            let mut queue = lock(&self.dispatch.queue);
+            queue.push_back(entry);
+            self.dispatch.queued.store(queue.len(), Ordering::SeqCst);
+        }
+        self.release_newest();
+    }
+
+    fn dequeue(&self) -> Option<Entry> {
+        if self.dispatch.queued.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        let mut queue = lock(&self.dispatch.queue);
+        let entry = queue.pop_front();
+        self.dispatch.queued.store(queue.len(), Ordering::SeqCst);
+        entry
+    }
+
+    /// Wakes the newest worker that waits, if any does.
+    pub(super) fn release_newest(&self) {
+        if let Some(lane) = self.dispatch.schedule.release_newest() {
+            self.wake(lane);
+        }
+    }
+
+    /// Ends a worker's hold on its lane. If nobody takes it over, a worker that waits elsewhere
+    /// must attend to what is still to come in it.
+    fn give_up_lane(&self, worker: &Worker) {
+        if let Some(lane) = self.dispatch.schedule.lane_of(worker)
+            && !self.guard.in_child()
+        {
+            // One that came too late to find its sleeper would wake whoever attends next.
+            self.dispatch.lanes[lane].clear_wakes();
+        }
+        if self.dispatch.schedule.leave(worker) && !self.guard.in_child() {
+            self.release_newest();
+        }
+    }
+
+    /// Before a worker sleeps: sees to it that it is woken when something can be taken from a lane
+    /// that nobody holds.
+    fn attend(&self, own: usize) {
+        if !self.dispatch.schedule.any_free() {
+            return;
+        }
+        for (number, other) in (0..).zip(&self.dispatch.lanes) {
+            let lane = usize::from(number);
+            let attended = &self.dispatch.counters[lane].attended;
+            if lane == own
+                || !self.dispatch.schedule.is_free(lane)
+                || attended.swap(true, Ordering::SeqCst)
+            {
+                continue;
+            }
+            if let Err(error) = self.dispatch.lanes[own].attend(number, other) {
+                attended.store(false, Ordering::SeqCst);
+                log::error!("a lane that nobody holds could not be attended to: {error}");
+            }
+        }
+    }
+
+    /// Whether a worker was woken only because of a lane that has a holder again by now: it would
+    /// snatch the next packet from a worker that began to wait later.
+    fn was_attended_in_vain(&self, own: usize) -> bool {
+        let mut in_vain = false;
+        while let Some(other) = self.dispatch.lanes[own].pop_attend() {
+            let other = usize::from(other);
+            self.dispatch.counters[other].attended.store(false, Ordering::SeqCst);
+            if self.dispatch.schedule.is_free(other) {
+                return false;
+            }
+            in_vain = true;
+        }
+        in_vain && self.dispatch.lanes[own].ready() == 0
+    }
+
+    fn wake(&self, lane: usize) {
+        self.dispatch.counters[lane].entries.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = self.dispatch.lanes[lane].wake() {
+            log::error!("a waiting worker could not be woken: {error}");
+        }
+    }
+
+    // ---- What the watch sees ------------------------------------------------------------
+
+    pub(super) fn queued(&self) -> usize {
+        self.dispatch.queued.load(Ordering::Relaxed)
+    }
+
+    /// How far a lane's holder has come: changes whenever it takes a packet or enters the kernel.
+    pub(super) fn progress(&self, lane: usize) -> u64 {
+        let counters = &self.dispatch.counters[lane];
+        counters.progress.load(Ordering::Relaxed) + counters.entries.load(Ordering::Relaxed)
+    }
+
+    /// Lets idle workers take a lane's completions, whose holder is busy with something else, and
+    /// submits what it has left lying.
+    pub(super) fn relieve(&self, lane: usize) {
+        if self.dispatch.lanes[lane].unsubmitted() > 0 {
+            self.submit(lane);
+        }
+        if self.dispatch.lanes[lane].ready() > 0 {
+            self.dispatch.counters[lane].stuck.store(true, Ordering::Relaxed);
+            self.release_newest();
+        }
+    }
+
+    // ---- Waiting ------------------------------------------------------------------------
+
+    pub(super) fn end_wait(&self, worker: &Place) {
+        worker.end_wait();
+    }
+
+    pub(super) fn wait_as(
+        &self,
+        worker: &Arc<Worker>,
+        timeout: Option<Duration>,
+        retain: &dyn Fn(*mut Operation),
+    ) -> Wait<Completion> {
+        let polling = timeout == Some(Duration::ZERO);
+        let deadline = deadline(timeout);
+        loop {
+            if self.closed() {
+                return Wait::Closed;
+            }
+            let lane = match self.dispatch.schedule.lane_of(worker) {
+                Some(lane) => lane,
+                None => match self.take_seat(worker, polling, deadline) {
+                    Seat::Lane(lane) => lane,
+                    Seat::TimedOut => return Wait::TimedOut,
+                    Seat::Again => continue,
+                },
+            };
+            if self.dispatch.schedule.extra() > 0 {
+                self.submit(lane);
+                self.dispatch.schedule.repay(worker);
+                if !self.dispatch.schedule.runs(lane, worker.id) {
+                    continue;
+                }
+            }
+            let batch = if self.dispatch.watch.alert() { ALERT_BATCH } else { BATCH };
+            if PACKETS.with(Cell::get) >= batch {
+                self.submit(lane);
+            }
+            if let Some(completion) = self.take(lane, retain) {
+                return Wait::Packet(completion);
+            }
+            if self.dispatch.lanes[lane].unsubmitted() == 0
+                && let Some(completion) = self.steal(lane, retain)
+            {
+                return Wait::Packet(completion);
+            }
+            if polling {
+                self.submit(lane);
+                return self.take(lane, retain).map_or(Wait::TimedOut, Wait::Packet);
+            }
+            match self.sleep(lane, worker, deadline) {
+                Ok(()) => {}
+                Err(error) => return Wait::Broken(error),
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                if self.closed() {
+                    return Wait::Closed;
+                }
+                if let Some(lane) = self.dispatch.schedule.lane_of(worker) {
+                    return self.take(lane, retain).map_or(Wait::TimedOut, Wait::Packet);
+                }
+                // It lost its lane and stands on the stack: take_seat sorts that out.
+            }
+        }
+    }
+
+    /// Another packet for a worker that runs, if one is there: no entry into the kernel.
+    pub(crate) fn take_more(&self, retain: &dyn Fn(*mut Operation)) -> Option<Completion> {
+        let lane = self.dispatch.schedule.lane_of(self.current()?)?;
+        if self.closed() { None } else { self.take(lane, retain) }
+    }
+
+    /// Takes the next packet from a lane and the posted queue, from each in turn, so that neither
+    /// starves the other.
+    fn take(&self, lane: usize, retain: &dyn Fn(*mut Operation)) -> Option<Completion> {
+        if self.dispatch.queued.load(Ordering::Relaxed) > 0 {
+            let posted_last = TURN.with(Cell::get);
+            if !posted_last && let Some(completion) = self.take_queued(lane, retain) {
+                return Some(completion);
+            }
+        }
+        if let Some(completion) = self.take_from(lane, lane, retain) {
+            TURN.with(|turn| turn.set(false));
+            return Some(completion);
+        }
+        self.take_queued(lane, retain)
+    }
+
+    fn take_from(
+        &self,
+        lane: usize,
+        own: usize,
+        retain: &dyn Fn(*mut Operation),
+    ) -> Option<Completion> {
+        let number = u16::try_from(lane).unwrap_or(u16::MAX);
+        while let Some(popped) = self.dispatch.lanes[lane].pop() {
+            let event = match popped {
+                Popped::Event(event) => event,
+                Popped::Attend(other) => {
+                    self.dispatch.counters[usize::from(other)]
+                        .attended
+                        .store(false, Ordering::SeqCst);
+                    continue;
+                }
+                Popped::Wake if lane != own && self.dispatch.schedule.has_sleepers(lane) => {
+                    // It was meant for somebody who sleeps there, and who may not have seen it.
+                    self.wake(lane);
+                    return None;
+                }
+                Popped::Wake => continue,
+            };
+            if let Some(completion) = self.complete(number, event, retain) {
+                self.count_packet(own, &completion);
+                return Some(completion);
+            }
+        }
+        None
+    }
+
+    fn count_packet(&self, own: usize, completion: &Completion) {
+        PACKETS.with(|packets| packets.set(packets.get() + 1));
+        if !completion.silent {
+            self.count(|tally| &tally.packets);
+        }
+        let progress = &self.dispatch.counters[own].progress;
+        progress.store(progress.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    fn take_queued(&self, own: usize, retain: &dyn Fn(*mut Operation)) -> Option<Completion> {
+        while let Some(entry) = self.dequeue() {
+            // SAFETY: it has been taken from the queue, once.
+            let completion = unsafe { self.redeem(entry, retain) };
+            if let Some(completion) = completion {
+                TURN.with(|turn| turn.set(true));
+                self.count_packet(own, &completion);
+                return Some(completion);
+            }
+        }
+        None
+    }
+
+    /// Takes a packet from the lane of another worker: one that has many, or is stuck.
+    fn steal(&self, own: usize, retain: &dyn Fn(*mut Operation)) -> Option<Completion> {
+        let count = self.dispatch.lanes.len();
+        for victim in (1..count).map(|distance| (own + distance) % count) {
+            let ready = self.dispatch.lanes[victim].ready();
+            if ready == 0 {
+                self.dispatch.counters[victim].stuck.store(false, Ordering::Relaxed);
+                continue;
+            }
+            let stuck = self.dispatch.counters[victim].stuck.load(Ordering::Relaxed)
+                || self.dispatch.schedule.is_free(victim);
+            // While handlers block, whose lane it is says little about who will come for it.
+            if !stuck && ready < STEAL_FROM && !self.dispatch.watch.alert() {
+                continue;
+            }
+            if let Some(completion) = self.take_from(victim, own, retain) {
+                self.dispatch.counters[own].stolen.fetch_add(1, Ordering::Relaxed);
+                return Some(completion);
+            }
+        }
+        None
+    }
+
+    fn take_seat(&self, worker: &Arc<Worker>, polling: bool, deadline: Option<Instant>) -> Seat {
+        match self.dispatch.schedule.acquire(worker, !polling) {
+            Acquired::Lane(lane) => Seat::Lane(lane),
+            Acquired::Displaced(lane) => {
+                self.evict(lane, worker);
+                Seat::Lane(lane)
+            }
+            Acquired::Refused => {
+                // Nobody may be there to see that the holder of a lane is blocked.
+                if self.setup.watch && self.dispatch.watch.look(self, Some(worker)) {
+                    return Seat::Again;
+                }
+                self.dispatch.schedule.run_extra(worker);
+                Seat::TimedOut
+            }
+            Acquired::Parked => self.park(worker, deadline),
+        }
+    }
+
+    fn evict(&self, lane: usize, holder: &Worker) {
+        self.dispatch.schedule.evict(lane, holder.id, || self.wake(lane));
+    }
+
+    fn park(&self, worker: &Arc<Worker>, deadline: Option<Instant>) -> Seat {
+        loop {
+            if self.closed() {
+                return Seat::Again;
+            }
+            let left = left(deadline);
+            if left == Some(Duration::ZERO) {
+                if self.dispatch.schedule.unpark(worker) {
+                    self.dispatch.schedule.run_extra(worker);
+                    return Seat::TimedOut;
+                }
+                return Seat::Again;
+            }
+            let watching = self.setup.watch && self.dispatch.schedule.on_watch(worker);
+            let tick = if watching { self.dispatch.watch.tick(self) } else { None };
+            match worker.park(earlier(left, tick)) {
+                Parked::Lane => return Seat::Again,
+                Parked::Watch => {}
+                Parked::TimedOut => {
+                    if tick.is_some() && self.dispatch.watch.look(self, Some(worker)) {
+                        return Seat::Again;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits in a lane: submits what is queued and sleeps until something completes or somebody
+    /// wakes it, all in one entry into the kernel.
+    fn sleep(
+        &self,
+        lane: usize,
+        worker: &Arc<Worker>,
+        deadline: Option<Instant>,
+    ) -> Result<(), Error> {
+        self.evict(lane, worker);
+        self.attend(lane);
+        self.dispatch.lanes[lane].pool().resume_free();
+        // Without a parked worker to keep watch, the idle ones do, now and then.
+        let watching = self.setup.watch
+            && self.dispatch.lanes.len() > 1
+            && self.dispatch.schedule.parked() == 0;
+        let mut result = Ok(());
+        let wait = || loop {
+            let tick = watching.then(|| self.dispatch.watch.idle_tick());
+            let time_left = left(deadline);
+            self.enters(lane);
+            result = self.dispatch.lanes[lane].wait(earlier(time_left, tick));
+            let ticked = watching
+                && time_left.is_none_or(|left| left > Duration::ZERO)
+                && result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
+            if result.is_ok() && self.was_attended_in_vain(lane) {
+                continue;
+            }
+            if !ticked {
+                break;
+            }
+            // It stays idle meanwhile: should there be something to do, the look wakes somebody.
+            self.dispatch.watch.look(self, None);
+        };
+        let work_waits = || self.dispatch.queued.load(Ordering::SeqCst) > 0;
+        if self.dispatch.schedule.doze(lane, worker, work_waits, wait) {
+            // They have done their work, and must not look like packets that wait.
+            self.dispatch.lanes[lane].clear_wakes();
+            self.dispatch.watch.rouse(self);
+        }
+        if watching {
+            self.dispatch.watch.was_busy();
+        }
+        match result {
+            Err(error) if is_transient(&error) => {
+                std::thread::yield_now();
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(()),
+            Err(error) => Err(Error::from_io(&error, "io_uring_enter")),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Runs something that may block: meanwhile another worker has this one's lane.
+    pub(crate) fn blocking<R>(&self, work: impl FnOnce() -> R) -> R {
+        struct ComeBack<'a>(&'a Shared, Arc<Worker>);
+        impl Drop for ComeBack<'_> {
+            fn drop(&mut self) {
+                // Unless the work made the thread wait on another port.
+                if self.0.current().is_some_and(|current| current.id == self.1.id) {
+                    self.0.dispatch.schedule.come_back(&self.1);
+                }
+            }
+        }
+        let Some(worker) = self.current().cloned() else { return work() };
+        if let Some(lane) = self.dispatch.schedule.lane_of(&worker)
+            && self.dispatch.lanes[lane].unsubmitted() > 0
+        {
+            self.submit(lane);
+        }
+        self.give_up_lane(&worker);
+        let _come_back = ComeBack(self, worker);
+        work()
+    }
+
+    // ---- Closing ------------------------------------------------------------------------
+
+    pub(crate) fn close(&self) {
+        for lane in self.dispatch.schedule.close() {
+            if !self.guard.in_child() {
+                self.wake(lane);
+            }
+        }
+    }
+
+    /// After closing: hands everything that is still queued or in flight to `sink`, and waits for
+    /// what the kernel still holds, at most until `patience` is over. Returns how many operations
+    /// it did not let go.
+    pub(crate) fn drain(&self, patience: Duration, sink: &mut dyn FnMut(Completion)) -> u64 {
+        if self.guard.in_child() {
+            return self.in_flight();
+        }
+        let deadline = Instant::now() + patience;
+        let nothing = |_: *mut Operation| {};
+        loop {
+            for lane in 0..self.dispatch.lanes.len() {
+                while let Some(completion) = self.take(lane, &nothing) {
+                    sink(completion);
+                }
+                self.submit(lane);
+                while let Some(completion) = self.take(lane, &nothing) {
+                    sink(completion);
+                }
+            }
+            let left = self.in_flight();
+            if left == 0 || Instant::now() >= deadline {
+                return left;
+            }
+            let pause = Duration::from_millis(1);
+            for lane in &self.dispatch.lanes {
+                let _ =
+                    lane.wait(Some(pause / u32::try_from(self.dispatch.lanes.len()).unwrap_or(1)));
+            }
+        }
+    }
+
+    // ---- Looking inside -----------------------------------------------------------------
+
+    pub(crate) fn stats(&self) -> Stats {
+        let sum = |counter: fn(&Counters) -> &AtomicU64| -> u64 {
+            self.dispatch
+                .counters
+                .iter()
+                .map(|counters| counter(counters).load(Ordering::Relaxed))
+                .sum()
+        };
+        Stats {
+            concurrency: self.dispatch.lanes.len(),
+            packets: self.sums([|tally| &tally.packets])[0],
+            posted: self.posted.load(Ordering::Relaxed),
+            stolen: sum(|counters| &counters.stolen),
+            hand_overs: self.dispatch.schedule.hand_overs(),
+            blocks_noticed: self.dispatch.watch.noticed(),
+            running: self.dispatch.schedule.running(),
+            waiting: self.dispatch.schedule.waiting(),
+            queued: self.queued() + self.lanes().iter().map(Lane::requests_ready).sum::<usize>(),
+            in_flight: self.in_flight(),
+            kernel_entries: sum(|counters| &counters.entries),
+            starving: self.lanes().iter().map(|lane| lane.pool().starving()).sum(),
+            buffers_exhausted: self.lanes().iter().map(|lane| lane.pool().exhausted() as u64).sum(),
+        }
+    }
+}
+
+fn earlier(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+/// What a worker that had no lane has now.
+enum Seat {
+    Lane(usize),
+    TimedOut,
+    /// Look again.
+    Again,
+}

@@ -1,0 +1,140 @@
+//! What every driver of a Unix needs.
+
+mod fork;
+mod mapping;
+pub(crate) mod progress;
+
+use std::{
+    collections::HashSet,
+    io,
+    os::fd::{AsRawFd, FromRawFd},
+    sync::Mutex,
+};
+
+pub(crate) use std::os::fd::{OwnedFd as OwnedDescriptor, RawFd as RawDescriptor};
+
+pub(crate) use self::{fork::ForkGuard, mapping::Mapping, progress::attempt};
+use crate::{error::ErrorKind, sync::lock};
+
+/// No descriptor.
+pub(crate) const NO_DESCRIPTOR: RawDescriptor = -1;
+
+/// What a cancelled operation fails with.
+pub(crate) const CANCELLED: i32 = libc::ECANCELED;
+/// What an operation fails with whose failure has no code.
+pub(crate) const FAILED: i32 = libc::EIO;
+
+/// What a vectored send looks like to the system.
+pub(crate) use libc::msghdr as MessageHeader;
+
+/// What the drivers keep in the header of an operation.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Header {
+    /// The deadline as the kernel reads it, at a fixed address.
+    pub(crate) deadline: [i64; 2],
+    /// How long it pauses before it is tried again, likewise.
+    pub(crate) pause: [i64; 2],
+    /// What the system said of the last submission.
+    pub(crate) result: i32,
+    /// Events still to come, the deadline's included.
+    pub(crate) outstanding: u8,
+    /// The driver's step within a request that takes several.
+    pub(crate) step: u8,
+}
+
+impl Header {
+    pub(crate) const NEW: Self =
+        Self { deadline: [0; 2], pause: [0; 2], result: 0, outstanding: 0, step: 0 };
+
+    /// Forgets what the last round of a repeating operation has left.
+    pub(crate) fn next_round(&mut self) {
+        self.deadline = [0; 2];
+        self.step = 0;
+    }
+}
+
+/// The system's id of this thread.
+pub(crate) fn thread_id() -> i32 {
+    // SAFETY: gettid takes nothing and cannot fail.
+    let id = unsafe { libc::syscall(libc::SYS_gettid) };
+    i32::try_from(id).unwrap_or(0)
+}
+
+/// A descriptor as the system knows it.
+pub(crate) fn raw(descriptor: &OwnedDescriptor) -> RawDescriptor {
+    descriptor.as_raw_fd()
+}
+
+/// Takes a descriptor that the system has given.
+///
+/// # Safety
+///
+/// It is open, and nobody else owns it.
+pub(crate) unsafe fn own(descriptor: RawDescriptor) -> OwnedDescriptor {
+    // SAFETY: the caller's promise.
+    unsafe { OwnedDescriptor::from_raw_fd(descriptor) }
+}
+
+/// The sockets that belong to a port of this process, by inode: a duplicate of a descriptor is
+/// the same socket, and a socket belongs to one port until it is closed.
+static ASSOCIATED: Mutex<Option<HashSet<u64>>> = Mutex::new(None);
+
+/// Notes that a descriptor belongs to a port. False: it does already.
+pub(crate) fn adopt(descriptor: &OwnedDescriptor) -> io::Result<bool> {
+    Ok(match socket_inode(descriptor)? {
+        Some(inode) => lock(&ASSOCIATED).get_or_insert_default().insert(inode),
+        None => true,
+    })
+}
+
+/// Ends that: the descriptor is about to be closed.
+pub(crate) fn release(descriptor: &OwnedDescriptor) {
+    if let Ok(Some(inode)) = socket_inode(descriptor) {
+        lock(&ASSOCIATED).get_or_insert_default().remove(&inode);
+    }
+}
+
+fn socket_inode(descriptor: &OwnedDescriptor) -> io::Result<Option<u64>> {
+    // SAFETY: plain integers, for which zero is a value.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the structure lives across the call, the descriptor is open.
+    if unsafe { libc::fstat(descriptor.as_raw_fd(), &raw mut stat) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((stat.st_mode & libc::S_IFMT == libc::S_IFSOCK).then_some(stat.st_ino))
+}
+
+/// Sets or clears a descriptor's O_NONBLOCK.
+pub(crate) fn set_nonblocking(descriptor: &OwnedDescriptor, on: bool) {
+    // SAFETY: F_GETFL and F_SETFL take no pointers; the descriptor is open.
+    unsafe {
+        let flags = libc::fcntl(descriptor.as_raw_fd(), libc::F_GETFL);
+        let wanted = if on { flags | libc::O_NONBLOCK } else { flags & !libc::O_NONBLOCK };
+        if flags >= 0 && flags != wanted {
+            libc::fcntl(descriptor.as_raw_fd(), libc::F_SETFL, wanted);
+        }
+    }
+}
+
+/// What an errno means.
+pub(crate) fn kind_of(code: i32) -> ErrorKind {
+    match code {
+        libc::ECANCELED => ErrorKind::Cancelled,
+        libc::ETIMEDOUT | libc::ETIME => ErrorKind::TimedOut,
+        libc::EBADF | libc::ESHUTDOWN => ErrorKind::Closed,
+        libc::ENOMEM | libc::ENOBUFS => ErrorKind::OutOfMemory,
+        libc::EMFILE | libc::ENFILE => ErrorKind::OutOfDescriptors,
+        libc::EINVAL | libc::EFAULT | libc::ENOTSOCK | libc::EDESTADDRREQ | libc::EMSGSIZE => {
+            ErrorKind::InvalidInput
+        }
+        libc::ECONNRESET => ErrorKind::ConnectionReset,
+        libc::ECONNREFUSED => ErrorKind::ConnectionRefused,
+        libc::EPIPE | libc::ENOTCONN | libc::ECONNABORTED => ErrorKind::BrokenPipe,
+        libc::EADDRINUSE => ErrorKind::AddressInUse,
+        libc::EADDRNOTAVAIL => ErrorKind::AddressNotAvailable,
+        libc::EPERM | libc::EACCES => ErrorKind::PermissionDenied,
+        libc::ENOSYS | libc::EOPNOTSUPP | libc::EAFNOSUPPORT => ErrorKind::Unsupported,
+        _ => ErrorKind::Other,
+    }
+}

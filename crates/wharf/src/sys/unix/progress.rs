@@ -1,0 +1,203 @@
+//! How an operation gets on: what a result of the system means for its request. The same for
+//! drivers that are told of results and for those that make the calls themselves.
+
+use std::{io, time::Duration};
+
+use super::NO_DESCRIPTOR;
+use crate::{
+    raw::operation::{Gather, Operation, Request},
+    sys::Step,
+};
+
+/// How long an accept pauses when there are no descriptors or no memory for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// How long a connect pauses that finds the socket connecting already.
+const CONNECT_PAUSE: Duration = Duration::from_millis(10);
+/// How long a request pauses that the kernel says would block.
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
+
+/// What a submission's result means.
+///
+/// # Safety
+///
+/// The operation is in flight, all events of its submission have come, and its pointers are
+/// good.
+pub(crate) unsafe fn evaluate(op: &mut Operation) -> Step {
+    if op.flags.pausing {
+        op.flags.pausing = false;
+        return if op.flags.cancel { fail(op, libc::ECANCELED) } else { Step::Again };
+    }
+    let Ok(done) = usize::try_from(op.system.result) else {
+        return evaluate_error(op, -op.system.result);
+    };
+    match op.request {
+        Request::Receive { length, exact, .. } => {
+            op.bytes += if length == 0 { 0 } else { done };
+            if exact && done > 0 && op.bytes < length { go_on(op) } else { Step::Finish }
+        }
+        Request::ReceivePooled { .. } => {
+            op.bytes = done;
+            Step::Finish
+        }
+        Request::Send { length, .. } => {
+            op.bytes += done;
+            if op.bytes < length { go_on(op) } else { Step::Finish }
+        }
+        Request::SendVectored { gather } => {
+            op.bytes += done;
+            // SAFETY: the gather and its slices live as long as the operation.
+            if unsafe { (*gather).advance(done) } { go_on(op) } else { Step::Finish }
+        }
+        Request::AcceptFirst { .. } if op.accepted == NO_DESCRIPTOR => {
+            op.accepted = op.system.result;
+            op.system.deadline = [0; 2];
+            go_on(op)
+        }
+        Request::AcceptFirst { .. } => {
+            op.bytes = done;
+            Step::Finish
+        }
+        Request::Accept { .. } => {
+            op.accepted = op.system.result;
+            Step::Finish
+        }
+        Request::Readable | Request::Connect { .. } | Request::Shutdown { .. } => Step::Finish,
+    }
+}
+
+fn evaluate_error(op: &mut Operation, errno: i32) -> Step {
+    let accepting = op.accepted == NO_DESCRIPTOR
+        && matches!(op.request, Request::Accept { .. } | Request::AcceptFirst { .. });
+    match (errno, op.request) {
+        (libc::ECANCELED, request) if op.flags.expired || op.flags.cancel => {
+            if matches!(request, Request::Connect { .. }) {
+                give_up_connecting(op);
+            }
+            fail(op, if op.flags.expired { libc::ETIMEDOUT } else { libc::ECANCELED })
+        }
+        // The thread that had submitted it is gone, and took the request with it.
+        (libc::ECANCELED | libc::EINTR, _) => {
+            op.system.step = u8::from(matches!(op.request, Request::Connect { .. }));
+            Step::Again
+        }
+        // A connect meets what an earlier one has begun: the same one, submitted from a thread
+        // that is gone, or another that was given up.
+        (libc::EISCONN, Request::Connect { .. }) if op.system.step == 1 => Step::Finish,
+        (libc::EALREADY, Request::Connect { .. }) => {
+            op.system.step = 1;
+            pause(op, CONNECT_PAUSE)
+        }
+        (libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM, _) if accepting => {
+            // Once, not at every try.
+            if std::mem::replace(&mut op.system.step, 1) == 0 {
+                log::warn!(
+                    "accept: {}; trying again every {ACCEPT_PAUSE:?}",
+                    io::Error::from_raw_os_error(errno)
+                );
+            }
+            pause(op, ACCEPT_PAUSE)
+        }
+        // accept(2) passes on what went wrong with a connection that nobody has seen yet.
+        (
+            libc::ECONNABORTED
+            | libc::ENETDOWN
+            | libc::EPROTO
+            | libc::ENOPROTOOPT
+            | libc::EHOSTDOWN
+            | libc::ENONET
+            | libc::EHOSTUNREACH
+            | libc::ENETUNREACH,
+            _,
+        ) if accepting => go_on(op),
+        (libc::EAGAIN, _) => pause(op, BUSY_PAUSE),
+        _ => fail(op, errno),
+    }
+}
+
+fn fail(op: &mut Operation, errno: i32) -> Step {
+    op.status = -errno;
+    Step::Finish
+}
+
+/// Tries to complete a request without waiting. None: it has to be submitted, from where this has
+/// brought it.
+///
+/// # Safety
+///
+/// The operation has a handle, and the pointers in its request are good.
+pub(crate) unsafe fn attempt(op: &mut Operation) -> Option<io::Result<usize>> {
+    // SAFETY: the caller's promise.
+    let fd = unsafe { (*op.handle).fd() };
+    let (done, wanted) = match op.request {
+        Request::Receive { buffer, length, exact } if length > 0 => {
+            // SAFETY: the caller's promise: so many bytes may be written there.
+            let done = unsafe { libc::recv(fd, buffer.cast(), length, libc::MSG_DONTWAIT) };
+            (done, if exact { length } else { 1 })
+        }
+        Request::Send { buffer, length } => {
+            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+            // SAFETY: the caller's promise: so many bytes may be read there.
+            (unsafe { libc::send(fd, buffer.cast(), length, flags) }, length)
+        }
+        _ => return None,
+    };
+    let Ok(done) = usize::try_from(done) else {
+        let error = io::Error::last_os_error();
+        return match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => None,
+            _ => Some(Err(error)),
+        };
+    };
+    op.bytes = done;
+    // A receive of nothing is the end of the stream: there is no rest to wait for.
+    (done >= wanted || done == 0).then_some(Ok(done))
+}
+
+/// The message that sends what is left of a gather.
+///
+/// # Safety
+///
+/// The gather and its slices are valid, and nobody else touches them.
+pub(crate) unsafe fn message(gather: *mut Gather) -> *mut libc::msghdr {
+    // SAFETY: the caller's promise.
+    let gather = unsafe { &mut *gather };
+    // SAFETY: as above.
+    let slices = unsafe { gather.slices() };
+    // IoSlice has the layout of iovec on Unix, as its documentation promises.
+    let (first, count) = (slices.as_mut_ptr().cast(), slices.len());
+    gather.header.msg_iov = first;
+    gather.header.msg_iovlen = count as _;
+    &raw mut gather.header
+}
+
+/// Makes the socket forget a connect that was cancelled: the kernel would go on with it, and a
+/// later connect would meet it.
+fn give_up_connecting(op: &Operation) {
+    static UNSPECIFIED: libc::sockaddr = libc::sockaddr { sa_family: 0, sa_data: [0; 14] };
+    const _: () = assert!(libc::AF_UNSPEC == 0);
+    // SAFETY: an operation in flight has a handle, which outlives it; the address lives across
+    // the call.
+    unsafe {
+        libc::connect((*op.handle).fd(), &raw const UNSPECIFIED, 16);
+    }
+}
+
+/// Submits the rest, unless somebody wants the operation to end here.
+fn go_on(op: &mut Operation) -> Step {
+    if op.flags.cancel {
+        fail(op, libc::ECANCELED)
+    } else if op.flags.expired {
+        fail(op, libc::ETIMEDOUT)
+    } else {
+        Step::Again
+    }
+}
+
+fn pause(op: &mut Operation, pause: Duration) -> Step {
+    if op.flags.cancel {
+        return fail(op, libc::ECANCELED);
+    }
+    op.flags.pausing = true;
+    op.system.pause = [0, i64::from(pause.subsec_nanos())];
+    Step::Again
+}
