@@ -14,8 +14,9 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
-use io_uring::types::{BufRingEntry, Fd};
+use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 /// The kernel wants the ring of buffers to start on a page.
@@ -138,14 +139,26 @@ impl Ring {
         self.push(&entry.flags(flags))
     }
 
-    /// Hands the gathered requests to the kernel, waits for at least `wanted` completions, and
-    /// appends all that there are to `completions`.
-    pub fn wait(&mut self, wanted: usize, completions: &mut Vec<Completion>) -> io::Result<()> {
+    /// Hands the gathered requests to the kernel, waits for a completion, but not longer than
+    /// `timeout`, and appends all that there are to `completions`.
+    pub fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        completions: &mut Vec<Completion>,
+    ) -> io::Result<()> {
         self.buffers.publish();
-        match self.uring.submit_and_wait(wanted) {
+        let outcome = match timeout {
+            None => self.uring.submit_and_wait(1),
+            Some(timeout) => {
+                let timeout = Timespec::from(timeout);
+                let args = SubmitArgs::new().timespec(&timeout);
+                self.uring.submitter().submit_with_args(1, &args)
+            }
+        };
+        match outcome {
             Ok(_) => {}
             // EBUSY: completions must be taken before more requests are accepted.
-            Err(error) if matches!(error.raw_os_error(), Some(EINTR | EBUSY)) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(EINTR | EBUSY | ETIME)) => {}
             Err(error) => return Err(error),
         }
         let ring = self.uring.as_raw_fd();
@@ -198,6 +211,7 @@ impl Ring {
 
 const EINTR: i32 = 4;
 const EBUSY: i32 = 16;
+const ETIME: i32 = 62;
 const POLLIN: i16 = 1;
 const MSG_WAITALL: i32 = 0x100;
 const MSG_NOSIGNAL: i32 = 0x4000;

@@ -1,41 +1,64 @@
 //! The servers that are compared, and how each of them is started.
+//!
+//! A *program* offers *services*. Where it offers one in several *designs* (`datagrams:polled`,
+//! `datagrams:event`), each of them is a candidate of its own, called `PROGRAM:DESIGN`.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use crate::Failure;
 use crate::child::{Running, Stop};
 use crate::launch;
 
-/// The rivals that ought to be there. One that is not built is reported, not passed over. Others
-/// are found by their name, `rival-*`, in the same folder.
-const RIVALS: &[&str] = &["tokio", "compio", "monoio", "epoll", "uring"];
-
-/// The name of our own server among the candidates.
+/// The name of our own program among the candidates.
 pub const WHARF: &str = "wharf";
 
-/// How long a server may take until it listens.
+/// The services that wharf's program offers, and what it is started with for each.
+const WHARF_SERVICES: &[(&str, &[&str])] = &[
+    ("echo", &["serve", "--tcp", "127.0.0.1:0", "--service", "echo"]),
+    ("block", &["serve", "--tcp", "127.0.0.1:0", "--service", "block"]),
+];
+
+/// How long a server may take until it is ready.
 const START_MAX: Duration = Duration::from_secs(5);
 
-/// What a server is to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Service {
-    /// Echo whatever arrives.
-    Echo,
-    /// Messages of a fixed size, whose first byte says for how long the handler sleeps.
-    Block,
+/// How long a server may take to say what it is.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// How long a server may take for its last words.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
+
+/// A program with servers.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// What it is called.
+    pub name: String,
+    /// What it is built on, with the version.
+    pub version: Option<String>,
+    /// The services that it offers, each perhaps with `:DESIGN`.
+    pub services: Vec<String>,
+    /// Why it cannot be used.
+    pub failure: Option<Failure>,
+    path: PathBuf,
 }
 
-/// A server that can be started.
+/// One that takes part: a program, in one of its designs.
 #[derive(Clone, Debug)]
 pub struct Candidate {
     /// What it is called in the tables.
     pub name: String,
-    program: PathBuf,
-    /// The threads that wharf may block; those that run at the same time are given per start.
-    wharf_workers: Option<usize>,
+    /// What it is built on.
+    pub version: Option<String>,
+    /// Why it cannot take part.
+    pub failure: Option<Failure>,
+    /// The service with its design, as its program knows it.
+    service: String,
+    path: PathBuf,
+    wharf: bool,
 }
 
 /// Where the programs are.
@@ -45,6 +68,8 @@ pub struct Places {
     pub harness: PathBuf,
     /// The folder with the programs called `rival-*`.
     pub rivals: PathBuf,
+    /// The sources of the rivals, one folder each, if they are there.
+    pub sources: Option<PathBuf>,
     /// The program with wharf's servers.
     pub wharf: PathBuf,
 }
@@ -54,40 +79,117 @@ impl Places {
     pub fn find() -> Result<Self, Failure> {
         let harness = std::env::current_exe()?;
         let rivals = harness.parent().map(Path::to_owned).unwrap_or_default();
+        let bench = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned);
+        let sources = bench.as_ref().map(|it| it.join("rivals")).filter(|it| it.is_dir());
         // bench/target/release -> target/release
         let root = rivals.ancestors().nth(3).unwrap_or(&rivals);
         let wharf = root.join("target/release/wharf");
-        Ok(Self { harness, rivals, wharf })
+        Ok(Self { harness, rivals, sources, wharf })
     }
 
-    /// All candidates, wharf first.
+    /// The names of all rivals: those that have sources, and those that are built. So one that is
+    /// not built is reported, and not passed over.
     #[must_use]
-    pub fn candidates(&self, wharf_workers: usize) -> Vec<Candidate> {
-        let wharf = Candidate {
-            name: WHARF.to_owned(),
-            program: self.wharf.clone(),
-            wharf_workers: Some(wharf_workers),
+    pub fn rivals(&self) -> Vec<String> {
+        let names = |folder: &Path| -> Vec<String> {
+            let Ok(files) = folder.read_dir() else { return Vec::new() };
+            files.filter_map(|it| it.ok()?.file_name().into_string().ok()).collect()
         };
-        let known = RIVALS.iter().copied().map(str::to_owned);
-        let rivals = known.chain(self.others()).map(|name| Candidate {
-            program: self.rivals.join(format!("rival-{name}")),
-            name,
-            wharf_workers: None,
-        });
-        std::iter::once(wharf).chain(rivals).collect()
+        let mut found = BTreeSet::new();
+        if let Some(sources) = &self.sources {
+            found.extend(names(sources).into_iter().filter(|name| name != "common"));
+        }
+        for file in names(&self.rivals) {
+            // Cargo puts lists of dependencies there too, and they have an extension.
+            if let Some(name) = file.strip_prefix("rival-").filter(|it| !it.contains('.')) {
+                found.insert(name.to_owned());
+            }
+        }
+        // Crates can have the name of a library that they are not built on.
+        found.remove("common");
+        found.into_iter().collect()
     }
 
-    fn others(&self) -> BTreeSet<String> {
-        let Ok(files) = self.rivals.read_dir() else { return BTreeSet::new() };
-        files
-            .filter_map(|file| {
-                let name = file.ok()?.file_name().into_string().ok()?;
-                let rival = name.strip_prefix("rival-")?;
-                // Cargo puts lists of dependencies there too, and they have an extension.
-                let other = !rival.contains('.') && !RIVALS.contains(&rival);
-                other.then(|| rival.to_owned())
-            })
-            .collect()
+    /// Asks every program what it offers; wharf is the first.
+    #[must_use]
+    pub fn programs(&self, stop: &Stop) -> Vec<Program> {
+        let mut programs = vec![self.wharf(stop)];
+        for name in self.rivals() {
+            programs.push(self.rival(name, stop));
+        }
+        programs
+    }
+
+    fn wharf(&self, stop: &Stop) -> Program {
+        let version = self.ask(&self.wharf, "--version", stop);
+        Program {
+            name: WHARF.to_owned(),
+            version: version.as_ref().ok().map(|it| it.trim().to_owned()),
+            services: WHARF_SERVICES.iter().map(|(it, _)| (*it).to_owned()).collect(),
+            failure: version.err(),
+            path: self.wharf.clone(),
+        }
+    }
+
+    fn rival(&self, name: String, stop: &Stop) -> Program {
+        /// What a rival answers to `--describe`.
+        #[derive(Deserialize)]
+        struct Description {
+            version: String,
+            services: Vec<String>,
+        }
+        let path = self.rivals.join(format!("rival-{name}"));
+        let answer = self.ask(&path, "--describe", stop).and_then(|line| {
+            serde_json::from_str::<Description>(&line)
+                .map_err(|error| Failure(format!("does not describe itself: {error}")))
+        });
+        match answer {
+            Ok(Description { version, services }) => {
+                Program { name, version: Some(version), services, failure: None, path }
+            }
+            Err(failure) => {
+                Program { name, version: None, services: Vec::new(), failure: Some(failure), path }
+            }
+        }
+    }
+
+    fn ask(&self, program: &Path, question: &str, stop: &Stop) -> Result<String, Failure> {
+        if !program.is_file() {
+            return Err(Failure(format!("not built: no {}", program.display())));
+        }
+        let mut command = launch::command(&self.harness, &[], program);
+        command.arg(question);
+        Running::start(command, stop)?.line(ANSWER_MAX)
+    }
+}
+
+impl Program {
+    /// Those that can take part where this service is needed. One of which nobody knows what it
+    /// offers (it is not built) counts, so that it is reported.
+    #[must_use]
+    pub fn candidates(&self, service: &str) -> Vec<Candidate> {
+        let candidate = |service: &str, design: Option<&str>| Candidate {
+            name: match design {
+                Some(design) => format!("{}:{design}", self.name),
+                None => self.name.clone(),
+            },
+            version: self.version.clone(),
+            failure: self.failure.clone(),
+            service: service.to_owned(),
+            path: self.path.clone(),
+            wharf: self.name == WHARF,
+        };
+        if self.failure.is_some() {
+            return vec![candidate(service, None)];
+        }
+        let offered = |entry: &String| {
+            let (offered, design) = match entry.split_once(':') {
+                Some((offered, design)) => (offered, Some(design)),
+                None => (&**entry, None),
+            };
+            (offered == service).then(|| candidate(entry, design))
+        };
+        self.services.iter().filter_map(offered).collect()
     }
 }
 
@@ -100,51 +202,114 @@ pub struct Server {
     pub addr: SocketAddr,
 }
 
+/// How a server is to be started.
+#[derive(Clone, Copy, Debug)]
+pub struct Start<'a> {
+    /// The CPUs that it may use, as the system numbers them. It has as many threads that serve at
+    /// the same time.
+    pub cpus: &'a [usize],
+    /// Wharf's threads, of which only as many serve at the same time as there are CPUs.
+    pub wharf_workers: usize,
+    /// The size of a message, for services that know messages.
+    pub size: usize,
+}
+
 impl Candidate {
-    /// What the server is built on and the version, when it says so.
-    #[must_use]
-    pub fn version(&self, places: &Places, stop: &Stop) -> Option<String> {
-        const ANSWER_MAX: Duration = Duration::from_secs(1);
-        let mut command = launch::command(&places.harness, &[0], &self.program);
-        command.arg("--version");
-        let version = Running::start(command, stop).ok()?.line(ANSWER_MAX).ok()?;
-        Some(version.trim().to_owned()).filter(|it| !it.is_empty())
+    /// Starts the server.
+    pub fn serve(&self, places: &Places, start: Start<'_>, stop: &Stop) -> Result<Server, Failure> {
+        let mut running = self.start(places, start, &[], stop)?;
+        let line = running
+            .line(START_MAX)
+            .map_err(|reason| Failure(format!("does not listen: {reason}")))?;
+        let mut words = line.split_whitespace();
+        let addr = match (words.next(), words.next(), words.next()) {
+            (Some("listening"), Some("tcp" | "udp"), Some(addr)) => addr.parse().ok(),
+            _ => None,
+        };
+        let addr = addr.ok_or_else(|| Failure(format!("does not listen, but says: {line}")))?;
+        Ok(Server { running, addr })
     }
 
-    /// Starts the server on the given CPUs, with as many threads serving at the same time.
+    /// Starts the program, with more arguments when it needs them. For scenarios that have no
+    /// connections; others `serve`.
     pub fn start(
         &self,
         places: &Places,
-        cpus: &[usize],
-        service: Service,
-        size: usize,
+        start: Start<'_>,
+        more: &[&str],
         stop: &Stop,
-    ) -> Result<Server, Failure> {
-        if !self.program.is_file() {
-            return Err(Failure(format!("not built: no {}", self.program.display())));
+    ) -> Result<Running, Failure> {
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone());
         }
-        let threads = cpus.len().to_string();
-        let mut command = launch::command(&places.harness, cpus, &self.program);
-        match self.wharf_workers {
-            Some(workers) => {
-                command.args(["serve", "--tcp", "127.0.0.1:0", "--concurrency", &threads]);
-                command.args(["--workers", &workers.max(cpus.len()).to_string()]);
-            }
-            None => {
-                command.args(["--tcp", "127.0.0.1:0", "--threads", &threads]);
-                command.args(["--size", &size.to_string()]);
-            }
+        let threads = start.cpus.len();
+        let size = start.size.to_string();
+        let mut command = launch::command(&places.harness, start.cpus, &self.path);
+        if self.wharf {
+            let known = WHARF_SERVICES.iter().find(|(service, _)| *service == self.service);
+            let (_, args) = known.ok_or_else(|| Failure("no such service".to_owned()))?;
+            let workers = start.wharf_workers.max(threads).to_string();
+            command.args(*args).arg("--json");
+            command.args(["--concurrency", &threads.to_string(), "--workers", &workers]);
+            command.args(["--size", &size]);
+        } else {
+            command.args(["--tcp", "127.0.0.1:0", "--service", &self.service]);
+            command.args(["--threads", &threads.to_string(), "--size", &size]);
         }
-        command.arg("--service").arg(match service {
-            Service::Echo => "echo",
-            Service::Block => "block",
-        });
-        let mut running = Running::start(command, stop)?;
-        let line = running
-            .line(START_MAX)
-            .map_err(|Failure(reason)| Failure(format!("does not listen: {reason}")))?;
-        let addr = line.strip_prefix("listening tcp ").and_then(|addr| addr.trim().parse().ok());
-        let addr = addr.ok_or_else(|| Failure(format!("does not listen, but says: {line}")))?;
-        Ok(Server { running, addr })
+        command.args(more);
+        Running::start(command, stop)
+    }
+}
+
+impl Server {
+    /// Asks the server to end, and returns how often it entered the kernel, if it counts that.
+    #[must_use]
+    pub fn end(mut self) -> Option<u64> {
+        /// The part of the last words that matters here.
+        #[derive(Deserialize)]
+        struct LastWords {
+            kernel_entries: Option<u64>,
+        }
+        self.running.ask_to_end();
+        let mut last = None;
+        while let Ok(line) = self.running.line(LAST_WORDS_MAX) {
+            last = Some(line);
+        }
+        serde_json::from_str::<LastWords>(&last?).ok()?.kernel_entries
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program(services: &[&str], failure: Option<&str>) -> Program {
+        Program {
+            name: "one".to_owned(),
+            version: None,
+            services: services.iter().map(|&it| it.to_owned()).collect(),
+            failure: failure.map(|it| Failure(it.to_owned())),
+            path: PathBuf::new(),
+        }
+    }
+
+    fn names(candidates: &[Candidate]) -> Vec<&str> {
+        candidates.iter().map(|it| &*it.name).collect()
+    }
+
+    #[test]
+    fn each_design_is_a_candidate() {
+        let program = program(&["echo", "datagrams:polled", "datagrams:event"], None);
+        assert_eq!(names(&program.candidates("echo")), ["one"]);
+        let found = program.candidates("datagrams");
+        assert_eq!(names(&found), ["one:polled", "one:event"]);
+        assert_eq!(found[0].service, "datagrams:polled");
+        assert!(program.candidates("block").is_empty());
+    }
+
+    #[test]
+    fn one_that_failed_is_not_passed_over() {
+        let program = program(&[], Some("not built"));
+        assert_eq!(names(&program.candidates("echo")), ["one"]);
     }
 }

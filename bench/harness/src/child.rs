@@ -105,6 +105,19 @@ impl Running {
         }
     }
 
+    /// Asks the child to end, and does not wait for that.
+    pub fn ask_to_end(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            // It is our child and not waited for: the id cannot be another's. A failure means that
+            // it has ended in this moment.
+            kill(self.pid(), Signal::SIGTERM).ok();
+        }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"))
+    }
+
     /// Why the child is no longer there, if it is not.
     pub fn death(&mut self) -> Option<Failure> {
         let status = self.child.try_wait().ok()??;
@@ -124,13 +137,8 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
+        self.ask_to_end();
         let deadline = Instant::now() + GRACE;
-        if matches!(self.child.try_wait(), Ok(None)) {
-            // It is our child and not waited for: the id cannot be another's. A failure means that
-            // it has ended in this moment.
-            kill(pid, Signal::SIGTERM).ok();
-        }
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() >= deadline {
                 self.child.kill().ok();

@@ -3,281 +3,327 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
-use std::time::SystemTime;
+use std::process::ExitCode;
 
-use serde::Serialize;
+use clap::Parser;
 
-use crate::candidate::Places;
+use crate::candidate::{Places, Program};
 use crate::child::Stop;
-use crate::load::Block;
-use crate::measure::raise_descriptor_limit;
-use crate::scenario::{Bench, Method, Outcome, Scenario, Setup};
-use crate::{Failure, helper};
+use crate::report::Method;
+use crate::run::{Bench, Work};
+use crate::scenario::{Parameter, Scenario};
+use crate::{Failure, helper, scenario};
 
-const USAGE: &str = "\
-usage: wharf-bench-harness [SCENARIO...] [OPTION...]
-
-Scenarios: echo, blocking, idle. All of them when none is named.
-
-  --rounds N              windows per candidate (5; for idle at most 2)
-  --window MS             length of a window (700)
-  --warm-up MS            exchange before the window (200)
-  --sizes B[,B...]        message sizes for echo (64)
-  --connections N[,N...]  connections for echo (50,1000)
-  --cpus N[,N...]         CPUs that server and generator share, for echo (1,2)
-  --idle N                connections for idle (19000)
-  --candidates A[,B...]   only these (all: wharf, and every rival)
-  --baseline NAME         whom the others are compared with (uring)
-  --wharf PATH            the program with wharf's servers
-  --wharf-workers N       threads of wharf, of which few run at the same time (32)
-  --rivals DIR            where the programs rival-* are (beside this one)
-  --quick                 2 rounds of 200 ms, 50 connections, 1,000 idle ones
-  --json FILE             write everything that was counted
-
-Exit codes: 0 done, 1 something failed, 2 wrong usage, 130 interrupted.
-";
-
-/// Where idle connections stop when the system allows no more descriptors than these.
-const DESCRIPTORS_SPARE: u64 = 200;
-
+/// Puts wharf and its rivals to the same work, side by side, and says what each of them costs.
+#[derive(Debug, Parser)]
+#[command(name = "wharf bench", disable_version_flag = true)]
+#[command(after_help = "Exit codes: 0 done, 1 something failed, 2 wrong usage, 130 interrupted.")]
 struct Options {
-    scenarios: Vec<Scenario>,
-    method: Method,
-    candidates: Option<Vec<String>>,
-    places: Places,
+    /// What to measure [default: everything; --list tells]
+    #[arg(value_name = "SCENARIO")]
+    scenarios: Vec<String>,
+
+    /// A short run: three rounds of short windows, the most telling points only
+    #[arg(long)]
+    quick: bool,
+
+    /// Write everything that was counted
+    #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+
+    /// Other values for a parameter, in all scenarios that have it or in one; the first one is the
+    /// base, and each other one is measured with the base of the other parameters
+    #[arg(long = "set", value_name = "[SCENARIO.]NAME=N[,N...]")]
+    set: Vec<Choice>,
+
+    /// Windows per candidate
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
+
+    /// Length of a window
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    window: Option<u64>,
+
+    /// Exchange before the window
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(0..=600_000))]
+    warm_up: Option<u64>,
+
+    /// Only these, by the name of the program [default: wharf, and every rival]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    candidates: Vec<String>,
+
+    /// Whom the others are compared with
+    #[arg(long, value_name = "NAME", default_value = "wharf")]
+    baseline: String,
+
+    /// Threads of wharf, of which only as many run at once as there are CPUs
+    #[arg(long, value_name = "N", default_value_t = 16,
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    wharf_workers: u32,
+
+    /// The program with wharf's servers
+    #[arg(long, value_name = "PATH")]
+    wharf: Option<PathBuf>,
+
+    /// Where the programs rival-* are
+    #[arg(long, value_name = "DIR")]
+    rivals: Option<PathBuf>,
+
+    /// Say what there is to measure, and who takes part
+    #[arg(long)]
+    list: bool,
+
+    /// Print the definition of a scenario
+    #[arg(long, value_name = "SCENARIO")]
+    explain: Option<String>,
 }
 
-/// Everything, for programs to read.
-#[derive(Serialize)]
-struct Report<'a> {
-    machine: Machine,
-    method: &'a Method,
-    outcomes: &'a [Outcome],
+/// Values for a parameter.
+#[derive(Clone, Debug)]
+struct Choice {
+    scenario: Option<String>,
+    name: String,
+    values: Vec<u64>,
 }
 
-#[derive(Serialize)]
-struct Machine {
-    cpu: Option<String>,
-    cpus: usize,
-    kernel: Option<String>,
-    /// The compiler of the harness; the rivals are built with the same.
-    rustc: &'static str,
-    commit: Option<String>,
-    unix_time: u64,
+impl std::str::FromStr for Choice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "write it like size=64,1024 or echo.size=64".to_owned();
+        let (name, values) = text.split_once('=').ok_or_else(wrong)?;
+        let (scenario, name) = match name.split_once('.') {
+            Some((scenario, name)) => (Some(scenario.to_owned()), name.to_owned()),
+            None => (None, name.to_owned()),
+        };
+        let values = values.split(',').map(|it| it.parse().ok().filter(|&it| it > 0));
+        let values = values.collect::<Option<Vec<u64>>>().ok_or_else(wrong)?;
+        Ok(Self { scenario, name, values })
+    }
 }
 
 /// The whole program.
 pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.collect();
-    if let [name, rest @ ..] = &args[..]
+    if let [_, name, rest @ ..] = &args[..]
         && let Some(code) = helper(&name.to_string_lossy(), rest)
     {
         return code;
     }
-    if args.iter().any(|it| it == "--help" || it == "-h") {
-        print!("{USAGE}");
-        return ExitCode::SUCCESS;
-    }
-    let options = match Options::parse(args) {
-        Ok(options) => options,
-        Err(Failure(reason)) => {
-            eprintln!("{reason}\n\n{USAGE}");
-            return ExitCode::from(2);
-        }
-    };
-    match bench(options) {
-        Ok(code) => code,
-        Err(Failure(reason)) => {
-            eprintln!("{reason}");
-            ExitCode::FAILURE
+    let options = Options::parse_from(args);
+    let outcome = options
+        .check()
+        .map_err(|reason| (2, reason))
+        .and_then(|scenarios| options.run(&scenarios).map_err(|reason| (1, reason)));
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err((code, reason)) => {
+            eprintln!("wharf bench: {reason}");
+            ExitCode::from(code)
         }
     }
 }
 
 impl Options {
-    fn parse(args: Vec<OsString>) -> Result<Self, Failure> {
-        let mut this = Self {
-            scenarios: Vec::new(),
-            method: Method {
-                rounds: 5,
-                window_ms: 700,
-                warm_up_ms: 200,
-                sizes: vec![64],
-                connections: vec![50, 1000],
-                cpus: vec![1, 2],
-                blocking_connections: 50,
-                block: Block { one_in: 100, ms: 10 },
-                idle_connections: 19_000,
-                wharf_workers: 32,
-                baseline: "uring".to_owned(),
-            },
-            candidates: None,
-            places: Places::find()?,
-            json: None,
+    /// The scenarios to run. Refuses names that nothing has.
+    fn check(&self) -> Result<Vec<&'static dyn Scenario>, Failure> {
+        let find = |name: &String| {
+            scenario::find(name).ok_or_else(|| {
+                let known: Vec<_> = scenario::all().iter().map(|it| it.name()).collect();
+                Failure(format!("no scenario is called {name}; there are {}", known.join(", ")))
+            })
         };
-        let mut args = args.into_iter();
-        while let Some(arg) = args.next() {
-            let arg = arg.to_string_lossy().into_owned();
-            if let Some(scenario) = Scenario::ALL.into_iter().find(|it| it.name() == arg) {
-                this.scenarios.push(scenario);
-                continue;
-            }
-            if arg == "--quick" {
-                this.method.rounds = 2;
-                this.method.window_ms = 200;
-                this.method.warm_up_ms = 100;
-                this.method.connections = vec![50];
-                this.method.idle_connections = 1000;
-                continue;
-            }
-            if !arg.starts_with("--") {
-                return Err(Failure(format!("no such scenario: {arg}")));
-            }
-            let value = args.next().ok_or_else(|| Failure(format!("{arg} needs a value")))?;
-            this.set(&arg, value)?;
+        let mut chosen = self.scenarios.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        self.explain.as_ref().map(find).transpose()?;
+        if chosen.is_empty() {
+            chosen = scenario::all();
         }
-        if this.scenarios.is_empty() {
-            this.scenarios = Scenario::ALL.to_vec();
+        for choice in &self.set {
+            choice.scenario.as_ref().map(find).transpose()?;
+            if !chosen.iter().any(|scenario| {
+                scenario.parameters().iter().any(|it| choice.applies(*scenario, it))
+            }) {
+                let name = &choice.name;
+                return Err(Failure(format!(
+                    "--set: none of the scenarios to run has a parameter {name}; --explain \
+                     SCENARIO tells which there are"
+                )));
+            }
         }
-        Ok(this)
+        chosen.sort_by_key(|it| it.place());
+        chosen.dedup_by_key(|it| it.place());
+        Ok(chosen)
     }
 
-    fn set(&mut self, flag: &str, value: OsString) -> Result<(), Failure> {
-        let text = value.to_string_lossy().into_owned();
-        let number = || -> Result<usize, Failure> {
-            let number = text.parse().ok().filter(|&it| it > 0);
-            number.ok_or_else(|| Failure(format!("{flag}: not a positive number: {text}")))
-        };
-        let numbers = || -> Result<Vec<usize>, Failure> {
-            let numbers = text.split(',').map(|it| it.parse().ok().filter(|&it| it > 0));
-            let numbers: Option<_> = numbers.collect();
-            numbers.ok_or_else(|| Failure(format!("{flag}: not positive numbers: {text}")))
-        };
-        match flag {
-            "--rounds" => self.method.rounds = number()?,
-            "--window" => self.method.window_ms = number()? as u64,
-            "--warm-up" => self.method.warm_up_ms = number()? as u64,
-            "--sizes" => self.method.sizes = numbers()?,
-            "--connections" => self.method.connections = numbers()?,
-            "--cpus" => self.method.cpus = numbers()?,
-            "--idle" => self.method.idle_connections = number()?,
-            "--wharf-workers" => self.method.wharf_workers = number()?,
-            "--candidates" => {
-                self.candidates = Some(text.split(',').map(str::to_owned).collect());
-            }
-            "--baseline" => self.method.baseline = text,
-            "--wharf" => self.places.wharf = value.into(),
-            "--rivals" => self.places.rivals = value.into(),
-            "--json" => self.json = Some(value.into()),
-            _ => return Err(Failure(format!("no such option: {flag}"))),
+    fn run(&self, scenarios: &[&'static dyn Scenario]) -> Result<u8, Failure> {
+        let stop = Stop::watch()?;
+        let mut places = Places::find()?;
+        if let Some(wharf) = &self.wharf {
+            places.wharf.clone_from(wharf);
         }
-        Ok(())
-    }
-}
+        if let Some(rivals) = &self.rivals {
+            places.rivals.clone_from(rivals);
+            places.sources = None;
+        }
+        let programs = self.programs(places.programs(&stop))?;
+        if let Some(scenario) = self.explain.as_deref().and_then(scenario::find) {
+            println!("{}", explain(scenario, &programs));
+            return Ok(0);
+        }
+        if self.list {
+            println!("{}", list(&programs));
+            return Ok(0);
+        }
 
-fn bench(options: Options) -> Result<ExitCode, Failure> {
-    let Options { scenarios, mut method, candidates: wanted, places, json } = options;
-    let stop = Stop::watch()?;
-    let descriptors = raise_descriptor_limit()?;
-    let idle_max = usize::try_from(descriptors.saturating_sub(DESCRIPTORS_SPARE))?;
-    if scenarios.contains(&Scenario::Idle) && method.idle_connections > idle_max {
-        eprintln!("{idle_max} idle connections: the system allows {descriptors} descriptors");
-        method.idle_connections = idle_max;
+        let mut bench = Bench::new(self.method(), places, stop)?;
+        let work: Vec<_> = scenarios
+            .iter()
+            .map(|scenario| Work::new(*scenario, |it| self.values(*scenario, it), &programs))
+            .collect();
+        let report = bench.run(&work, |table| println!("{table}"))?;
+        if let Some(path) = &self.json {
+            fs::write(path, serde_json::to_string_pretty(&report)?)
+                .map_err(|error| Failure(format!("{}: {error}", path.display())))?;
+        }
+        Ok(match (report.interrupted, report.complete()) {
+            (true, _) => 130,
+            (false, false) => 1,
+            (false, true) => 0,
+        })
     }
-    let mut candidates = places.candidates(method.wharf_workers);
-    if let Some(wanted) = wanted {
-        let known: Vec<_> = candidates.iter().map(|it| it.name.clone()).collect();
-        if let Some(unknown) = wanted.iter().find(|it| !known.contains(it)) {
+
+    /// Those programs that are wanted.
+    fn programs(&self, mut programs: Vec<Program>) -> Result<Vec<Program>, Failure> {
+        let known: Vec<_> = programs.iter().map(|it| it.name.clone()).collect();
+        if let Some(unknown) = self.candidates.iter().find(|it| !known.contains(it)) {
             let known = known.join(", ");
             return Err(Failure(format!("no candidate is called {unknown}; there are {known}")));
         }
-        candidates.retain(|it| wanted.contains(&it.name));
+        programs.retain(|it| self.candidates.is_empty() || self.candidates.contains(&it.name));
+        Ok(programs)
     }
 
-    let mut bench = Bench { method, places, candidates, stop };
-    let mut outcomes = Vec::new();
-    for scenario in scenarios {
-        if scenario == Scenario::Idle {
-            // Memory does not depend on how busy the machine is.
-            bench.method.rounds = bench.method.rounds.min(2);
-        }
-        for setup in Setup::all(scenario, &bench.method) {
-            if bench.stop.asked() {
-                break;
-            }
-            let outcome = bench.measure(setup)?;
-            println!("{}", outcome.text(&bench.method.baseline));
-            outcomes.push(outcome);
+    fn method(&self) -> Method {
+        let (rounds, window_ms, warm_up_ms) =
+            if self.quick { (3, 200, 100) } else { (5, 700, 200) };
+        Method {
+            rounds: self.rounds.map_or(rounds, |it| it as usize),
+            window_ms: self.window.unwrap_or(window_ms),
+            warm_up_ms: self.warm_up.unwrap_or(warm_up_ms),
+            wharf_workers: self.wharf_workers as usize,
+            baseline: self.baseline.clone(),
         }
     }
-    if let Some(path) = json {
-        let report =
-            Report { machine: Machine::look(), method: &bench.method, outcomes: &outcomes };
-        fs::write(&path, serde_json::to_string_pretty(&report)?)
-            .map_err(|error| Failure(format!("{}: {error}", path.display())))?;
+
+    /// The values of a parameter that are to be measured.
+    fn values(&self, scenario: &dyn Scenario, parameter: &Parameter) -> Vec<u64> {
+        let usual = if self.quick { parameter.quick } else { parameter.full };
+        // The last one wins.
+        let choice = self.set.iter().rev().find(|it| it.applies(scenario, parameter));
+        choice.map_or_else(|| usual.to_vec(), |it| it.values.clone())
     }
-    let failed = outcomes.iter().flat_map(|it| &it.rows).any(|row| row.failure.is_some());
-    Ok(if bench.stop.asked() {
-        ExitCode::from(130)
-    } else if failed {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    })
 }
 
-impl Machine {
-    fn look() -> Self {
-        let cpu = fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
-            let line = text.lines().find(|line| line.starts_with("model name"))?;
-            Some(line.split_once(':')?.1.trim().to_owned())
-        });
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").ok();
-        let commit = Command::new("git").args(["describe", "--always", "--dirty"]).output().ok();
-        let unix_time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        Self {
-            cpu,
-            cpus: std::thread::available_parallelism().map_or(0, usize::from),
-            kernel: kernel.map(|it| it.trim().to_owned()),
-            rustc: env!("BENCH_RUSTC"),
-            commit: commit
-                .and_then(|output| String::from_utf8(output.stdout).ok())
-                .map(|it| it.trim().to_owned())
-                .filter(|it| !it.is_empty()),
-            unix_time: unix_time.map_or(0, |it| it.as_secs()),
-        }
+impl Choice {
+    fn applies(&self, scenario: &dyn Scenario, parameter: &Parameter) -> bool {
+        self.name == parameter.name && self.scenario.as_ref().is_none_or(|it| it == scenario.name())
     }
+}
+
+fn list(programs: &[Program]) -> String {
+    let mut text = "Scenarios (--explain SCENARIO says what each one is):\n".to_owned();
+    for scenario in scenario::all() {
+        text += &format!("  {:<12} {}\n", scenario.name(), scenario.about());
+    }
+    text += "\nWho takes part:\n";
+    for program in programs {
+        let what = match (&program.failure, &program.version) {
+            (Some(failure), _) => failure.to_string(),
+            (None, version) => {
+                let version = version.as_deref().unwrap_or("of an unknown version");
+                format!("{version}: {}", program.services.join(", "))
+            }
+        };
+        text += &format!("  {:<12} {what}\n", program.name);
+    }
+    text.trim_end().to_owned()
+}
+
+fn explain(scenario: &dyn Scenario, programs: &[Program]) -> String {
+    let mut text = format!("{}: {}\n\n", scenario.name(), scenario.about());
+    text += scenario.definition().trim();
+    text += "\n\nParameters, with their values in a full run and in a quick one:\n";
+    for it in scenario.parameters() {
+        text += &format!(
+            "  {:<12} {}: {} | {}\n",
+            it.name,
+            it.about,
+            values(it.full),
+            values(it.quick)
+        );
+    }
+    text += "\nCounted, the first being what candidates are compared by:\n";
+    for metric in scenario.metrics() {
+        text += &format!("  {:<12} {}\n", metric.title, metric.about);
+    }
+    let candidates: Vec<_> = programs
+        .iter()
+        .flat_map(|it| it.candidates(scenario.service()))
+        .map(|it| it.name)
+        .collect();
+    text += &format!(
+        "\nTaking part, as they offer the service {}: {}",
+        scenario.service(),
+        candidates.join(", ")
+    );
+    text
+}
+
+fn values(values: &[u64]) -> String {
+    let values: Vec<_> = values.iter().map(u64::to_string).collect();
+    values.join(", ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse(line: &str) -> Result<Options, Failure> {
-        Options::parse(line.split_whitespace().map(OsString::from).collect())
+    fn parse(line: &str) -> Result<Options, clap::Error> {
+        Options::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        <Options as clap::CommandFactory>::command().debug_assert();
     }
 
     #[test]
     fn everything_is_measured_unless_told() {
-        let options = parse("").expect("valid");
-        assert_eq!(options.scenarios, Scenario::ALL);
-        assert_eq!(parse("idle echo").expect("valid").scenarios.len(), 2);
+        let all = parse("bench").expect("valid").check().expect("valid");
+        assert_eq!(all.len(), scenario::all().len());
+        let two = parse("bench idle echo idle").expect("valid").check().expect("valid");
+        assert_eq!(two.iter().map(|it| it.name()).collect::<Vec<_>>(), ["echo", "idle"]);
     }
 
     #[test]
-    fn later_options_win_over_quick() {
-        let options = parse("--quick --rounds 3 --connections 1,2").expect("valid");
-        assert_eq!(options.method.rounds, 3);
-        assert_eq!(options.method.connections, [1, 2]);
-        assert_eq!(options.method.window_ms, 200);
+    fn values_can_be_set_for_all_scenarios_or_one() {
+        let options = parse("bench --quick --set size=1,2 --set echo.size=3").expect("valid");
+        let size = Parameter::size(&[64], &[65]);
+        let echo = scenario::find("echo").expect("it is there");
+        let idle = scenario::find("idle").expect("it is there");
+        assert_eq!(options.values(echo, &size), [3]);
+        assert_eq!(options.values(idle, &size), [1, 2]);
+        let cpus = Parameter::cpus(&[1, 2], &[1]);
+        assert_eq!(options.values(echo, &cpus), [1]);
     }
 
     #[test]
     fn nonsense_is_refused() {
-        for line in ["ehco", "--rounds", "--rounds 0", "--sizes 64,x", "--fast 1"] {
-            assert!(parse(line).is_err(), "{line}");
+        for line in ["--rounds", "--rounds 0", "--set size", "--set size=64,x", "--set size=0"] {
+            assert!(parse(&format!("bench {line}")).is_err(), "{line}");
+        }
+        for line in ["ehco", "--set echo.speed=1", "idle --set depth=2", "--explain nothing"] {
+            assert!(parse(&format!("bench {line}")).expect("valid").check().is_err(), "{line}");
         }
     }
 }

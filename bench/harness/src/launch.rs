@@ -16,7 +16,8 @@ use nix::unistd::{Pid, getppid};
 
 use crate::Failure;
 
-/// The command that runs `program` on `cpus`, for as long as this process lives.
+/// The command that runs `program` on `cpus` (all, when none is named), for as long as this process
+/// lives.
 #[must_use]
 pub fn command(harness: &Path, cpus: &[usize], program: impl AsRef<OsStr>) -> Command {
     let cpus: Vec<_> = cpus.iter().map(usize::to_string).collect();
@@ -27,7 +28,7 @@ pub fn command(harness: &Path, cpus: &[usize], program: impl AsRef<OsStr>) -> Co
     command
 }
 
-/// `launch PARENT CPU[,CPU...] PROGRAM [ARG...]`
+/// `launch PARENT [CPU[,CPU...]] PROGRAM [ARG...]`; the CPUs may be an empty argument.
 pub fn run(args: &[OsString]) -> Result<(), Failure> {
     let [parent, cpus, program, rest @ ..] = args else {
         return Err(Failure("launch: started by the harness only".to_owned()));
@@ -36,11 +37,13 @@ pub fn run(args: &[OsString]) -> Result<(), Failure> {
     if getppid().to_string().as_str() != parent {
         return Err(Failure("launch: the harness is gone already".to_owned()));
     }
-    let mut set = CpuSet::new();
-    for cpu in cpus.to_string_lossy().split(',') {
-        set.set(cpu.parse()?)?;
+    if !cpus.is_empty() {
+        let mut set = CpuSet::new();
+        for cpu in cpus.to_string_lossy().split(',') {
+            set.set(cpu.parse()?)?;
+        }
+        sched_setaffinity(Pid::from_raw(0), &set)?;
     }
-    sched_setaffinity(Pid::from_raw(0), &set)?;
     let error = Command::new(program).args(rest).exec();
     Err(Failure(format!("cannot run {}: {error}", program.to_string_lossy())))
 }

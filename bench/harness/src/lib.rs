@@ -4,10 +4,12 @@
 //! then be told apart. The harness starts them anew for every window, one candidate after the
 //! other, so that a quiet or a busy minute of the machine falls on all of them alike.
 //!
-//! The parts, from the outside in: [`cli`] reads the command line; [`scenario`] knows what is
-//! measured and goes through rounds and candidates; [`candidate`] knows how a server is started;
-//! [`child`] and [`launch`] see to it that no process is left behind; [`load`] is the generator;
-//! [`measure`] reads clocks and counters; [`report`] turns windows into tables and JSON.
+//! The parts, from the outside in: [`cli`] reads the command line; [`run`] goes through scenarios,
+//! rounds and candidates; [`scenario`] says what a scenario is, and each file in `scenarios` is
+//! one; [`candidate`] knows how a server is started; [`child`] and [`launch`] see to it that no
+//! process is left behind; [`load`] is the generator; [`measure`] reads clocks and counters;
+//! [`stats`] makes medians of samples and says what may be ranked; [`report`] is what comes of it,
+//! as a table and as JSON.
 
 pub mod candidate;
 pub mod child;
@@ -15,17 +17,27 @@ pub mod cli;
 pub mod launch;
 pub mod load;
 pub mod measure;
+pub mod metric;
 pub mod report;
+pub mod run;
 pub mod scenario;
+pub mod stats;
 
 use std::ffi::OsString;
+use std::fmt;
 use std::process::ExitCode;
 
 pub use cli::run;
 
 /// Why something could not be measured, for people to read.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure(pub String);
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
@@ -42,7 +54,7 @@ fn helper(name: &str, args: &[OsString]) -> Option<ExitCode> {
     };
     Some(match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure(reason)) => {
+        Err(reason) => {
             eprintln!("{reason}");
             ExitCode::FAILURE
         }

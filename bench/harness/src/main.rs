@@ -5,5 +5,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    wharf_bench_harness::run(std::env::args_os().skip(1))
+    wharf_bench_harness::run(std::env::args_os())
 }

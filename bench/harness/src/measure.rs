@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
@@ -28,10 +29,62 @@ fn nanoseconds(clock: ClockId) -> Result<u64, Failure> {
     Ok(u64::try_from(Duration::from(clock_gettime(clock)?).as_nanos())?)
 }
 
+/// What a process has used since it was started.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// CPU time, in nanoseconds.
+    pub cpu_ns: u64,
+    /// Context switches of its living threads.
+    pub switches: u64,
+    /// The most resident memory that it has had, in bytes.
+    pub peak_bytes: u64,
+    /// The busiest thread's part of the CPU time, from 0 to 1: of a difference only, and when the
+    /// kernel tells.
+    pub busiest_share: Option<f64>,
+    #[serde(skip)]
+    threads: HashMap<String, u64>,
+}
+
+impl Usage {
+    /// What a process has used so far.
+    pub fn of(process: u32) -> Result<Self, Failure> {
+        Ok(Self {
+            switches: switches(process),
+            peak_bytes: status(process, "VmHWM")?,
+            busiest_share: None,
+            threads: thread_cpu_ns(process),
+            // Last, as it is what figures are made of: nothing of the others is in it.
+            cpu_ns: cpu_ns(process)?,
+        })
+    }
+
+    /// What it has used since an earlier reading.
+    #[must_use]
+    pub fn since(self, before: &Self) -> Self {
+        Self {
+            cpu_ns: self.cpu_ns.saturating_sub(before.cpu_ns),
+            switches: self.switches.saturating_sub(before.switches),
+            peak_bytes: self.peak_bytes,
+            busiest_share: busiest_share(&before.threads, &self.threads),
+            threads: HashMap::new(),
+        }
+    }
+}
+
+/// The context switches of a process's living threads, wanted and unwanted.
+fn switches(process: u32) -> u64 {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return 0 };
+    let count = |status: String| -> u64 {
+        let lines = status.lines().filter_map(|line| line.split_once("voluntary_ctxt_switches:"));
+        lines.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum()
+    };
+    let statuses = tasks.filter_map(|it| fs::read_to_string(it.ok()?.path().join("status")).ok());
+    statuses.map(count).sum()
+}
+
 /// The CPU time of each living thread of a process, in nanoseconds. Empty when the kernel does not
 /// tell.
-#[must_use]
-pub fn thread_cpu_ns(process: u32) -> HashMap<String, u64> {
+fn thread_cpu_ns(process: u32) -> HashMap<String, u64> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return HashMap::new() };
     tasks
         .filter_map(|task| {
@@ -44,8 +97,7 @@ pub fn thread_cpu_ns(process: u32) -> HashMap<String, u64> {
 }
 
 /// The part of the CPU time between two readings that the busiest thread has used, from 0 to 1.
-#[must_use]
-pub fn busiest_share(before: &HashMap<String, u64>, after: &HashMap<String, u64>) -> Option<f64> {
+fn busiest_share(before: &HashMap<String, u64>, after: &HashMap<String, u64>) -> Option<f64> {
     let used = |(thread, &now): (&String, &u64)| {
         now.saturating_sub(before.get(thread).copied().unwrap_or(0))
     };
@@ -66,14 +118,38 @@ pub fn machine_cpu_ns() -> Option<u64> {
     Some((user + nice + system + irq + softirq + steal) * TICK_NS)
 }
 
+/// How many CPUs the machine has, whether or not we may use them.
+#[must_use]
+pub fn machine_cpus() -> Option<usize> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let cpus = stat.lines().filter(|line| {
+        line.strip_prefix("cpu").is_some_and(|it| it.starts_with(|it: char| it.is_ascii_digit()))
+    });
+    Some(cpus.count()).filter(|&it| it > 0)
+}
+
+/// The CPUs that we may use, as the system numbers them.
+pub fn own_cpus() -> Result<Vec<usize>, Failure> {
+    let set = sched_getaffinity(Pid::from_raw(0))?;
+    Ok((0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).collect())
+}
+
 /// The resident memory of a process, in bytes.
 pub fn resident_bytes(process: u32) -> Result<u64, Failure> {
+    status(process, "VmRSS")
+}
+
+/// An amount of memory in the status of a process, in bytes.
+fn status(process: u32, name: &str) -> Result<u64, Failure> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let value = |line: &str| {
+        line.strip_prefix(name)?.strip_prefix(':')?.trim().strip_suffix(" kB")?.parse().ok()
+    };
     status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok())
+        .find_map(value)
         .map(|kibibytes: u64| kibibytes * 1024)
-        .ok_or_else(|| Failure(format!("no VmRSS in /proc/{process}/status")))
+        .ok_or_else(|| Failure(format!("no {name} in /proc/{process}/status")))
 }
 
 /// The resident memory of a process once it no longer changes.
@@ -169,6 +245,16 @@ mod tests {
         let share = busiest_share(&reading(&[("1", 10)]), &reading(&[("1", 20), ("2", 30)]));
         assert_eq!(share, Some(0.75));
         assert_eq!(busiest_share(&reading(&[]), &reading(&[])), None);
+    }
+
+    #[test]
+    fn sleeping_is_a_context_switch() {
+        let own = std::process::id();
+        let before = Usage::of(own).expect("our own status");
+        std::thread::sleep(Duration::from_millis(2));
+        let used = Usage::of(own).expect("our own status").since(&before);
+        assert!(used.switches >= 1);
+        assert!(used.peak_bytes >= resident_bytes(own).expect("our own status") / 2);
     }
 
     #[test]

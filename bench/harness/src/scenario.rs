@@ -1,488 +1,299 @@
-//! What is measured: the scenarios, their rounds, and what their windows come to.
+//! What a scenario is: its written definition, its parameters, what is counted, and how one window
+//! of it is measured.
 
-use std::io::{IsTerminal, Write};
-use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 use crate::Failure;
-use crate::candidate::{Candidate, Places, Server, Service};
-use crate::child::{Running, Stop};
-use crate::launch;
-use crate::load::{Block, Exchanged, Idled, Job, Kind};
-use crate::measure::{Calibration, calibrate};
-use crate::report::{Comparison, Spread, grouped, table};
+use crate::candidate::Candidate;
+use crate::load;
+use crate::metric::Metric;
+use crate::run::Bench;
+use crate::stats::grouped;
 
-/// The size of a small message, in bytes.
-const SMALL: usize = 64;
+include!(concat!(env!("OUT_DIR"), "/scenarios.rs"));
 
-/// The part of all CPUs that others may use, in the median window, before the figures lose their
-/// worth.
-const OTHERS_MAX: f64 = 0.15;
-
-/// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Scenario {
-    /// CPU time per echo.
-    Echo,
-    /// Latency of the others while some handlers block.
-    Blocking,
-    /// Memory per idle connection.
-    Idle,
-}
-
-impl Scenario {
-    /// All of them, in the order in which they run.
-    pub const ALL: [Self; 3] = [Self::Echo, Self::Blocking, Self::Idle];
-
+/// One way to put servers to work. Each file in `scenarios` has one, called `SCENARIO`.
+pub trait Scenario: Sync {
     /// What it is called on the command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Echo => "echo",
-            Self::Blocking => "blocking",
-            Self::Idle => "idle",
-        }
+    fn name(&self) -> &'static str;
+
+    /// Where it stands among the others; scenarios run in this order.
+    fn place(&self) -> u32;
+
+    /// What it is about, in one line.
+    fn about(&self) -> &'static str;
+
+    /// What is sent, by how many, and what is counted: the definition that figures refer to.
+    fn definition(&self) -> &'static str;
+
+    /// What a server must offer to take part. Candidates say which services they have.
+    fn service(&self) -> &'static str;
+
+    /// What can be varied.
+    fn parameters(&self) -> Vec<Parameter>;
+
+    /// What is counted. The first is what candidates are compared by; the order is that of the
+    /// columns.
+    fn metrics(&self) -> Vec<&'static Metric>;
+
+    /// The parameter and the metric of each plot that shows how one depends on the other.
+    fn plots(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
+
+    /// How many CPUs and descriptors it takes. Said before anything is started.
+    fn needs(&self, point: &Point) -> Needs {
+        Needs { cpus: point.get("cpus"), descriptors: point.get("connections") }
+    }
+
+    /// The most rounds that make sense.
+    fn rounds_max(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Measures one window of one candidate.
+    fn window(
+        &self,
+        bench: &Bench,
+        point: &Point,
+        candidate: &Candidate,
+    ) -> Result<Sample, Failure>;
+
+    /// What the generator does, in a process of its own, with the job that `window` gave it. The
+    /// answer goes back to `window`.
+    fn load(&self, job: &str) -> Result<String, Failure> {
+        load::exchange::run(job)
     }
 }
 
-/// How to measure.
-#[derive(Clone, Debug, Serialize)]
-pub struct Method {
-    /// How often each candidate gets a window.
-    pub rounds: usize,
-    /// How long a window is, in milliseconds.
-    pub window_ms: u64,
-    /// How long the exchange goes on before the window, in milliseconds.
-    pub warm_up_ms: u64,
-    /// The sizes of messages for `echo`, in bytes.
-    pub sizes: Vec<usize>,
-    /// The numbers of connections for `echo`.
-    pub connections: Vec<usize>,
-    /// The sets of CPUs for `echo`, as they are counted.
-    pub cpus: Vec<usize>,
-    /// The number of connections for `blocking`.
-    pub blocking_connections: usize,
-    /// One message in how many blocks in `blocking`, and for how long.
-    pub block: Block,
-    /// The number of connections for `idle`.
-    pub idle_connections: usize,
-    /// The threads of wharf, most of which do not run at the same time.
-    pub wharf_workers: usize,
-    /// With whom the others are compared.
-    pub baseline: String,
+/// What a scenario takes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Needs {
+    /// CPUs.
+    pub cpus: usize,
+    /// Descriptors in one process, besides a few.
+    pub descriptors: usize,
 }
 
-/// One table: a scenario with everything settled.
-#[derive(Clone, Debug, Serialize)]
-pub struct Setup {
-    /// What is measured.
-    pub scenario: Scenario,
-    /// The CPUs that server and generator share. The server runs as many threads.
-    pub cpus: Vec<usize>,
-    /// How many connections there are.
-    pub connections: usize,
-    /// The size of a message, in bytes.
-    pub size: usize,
+/// All scenarios, in the order in which they run.
+#[must_use]
+pub fn all() -> Vec<&'static dyn Scenario> {
+    let mut all = FILES.to_vec();
+    all.sort_by_key(|it| it.place());
+    all
 }
 
-impl Setup {
-    /// All setups of a scenario.
+/// The scenario of that name.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static dyn Scenario> {
+    FILES.iter().copied().find(|it| it.name() == name)
+}
+
+/// Something that can be varied.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    /// What it is called on the command line.
+    pub name: &'static str,
+    /// What it is, in a few words.
+    pub about: &'static str,
+    /// How a value is written, with `#` for the value: for 1, and for others.
+    pub label: (&'static str, &'static str),
+    /// The values that are measured unless told otherwise.
+    pub full: &'static [u64],
+    /// And those of a quick run.
+    pub quick: &'static [u64],
+}
+
+impl Parameter {
+    /// CPUs.
     #[must_use]
-    pub fn all(scenario: Scenario, method: &Method) -> Vec<Self> {
-        let one = |cpus: usize, connections, size| Self {
-            scenario,
-            cpus: (0..cpus).collect(),
-            connections,
-            size,
-        };
-        match scenario {
-            Scenario::Echo => {
-                let mut setups = Vec::new();
-                for &size in &method.sizes {
-                    for &connections in &method.connections {
-                        setups.extend(method.cpus.iter().map(|&cpus| one(cpus, connections, size)));
-                    }
-                }
-                setups
+    pub const fn cpus(full: &'static [u64], quick: &'static [u64]) -> Self {
+        Self {
+            name: "cpus",
+            about: "CPUs that server and generator share; the server has as many threads",
+            label: ("# CPU", "# CPUs"),
+            full,
+            quick,
+        }
+    }
+
+    /// Connections.
+    #[must_use]
+    pub const fn connections(full: &'static [u64], quick: &'static [u64]) -> Self {
+        Self {
+            name: "connections",
+            about: "connections",
+            label: ("# connection", "# connections"),
+            full,
+            quick,
+        }
+    }
+
+    /// The size of a message.
+    #[must_use]
+    pub const fn size(full: &'static [u64], quick: &'static [u64]) -> Self {
+        Self { name: "size", about: "bytes in a message", label: ("# B", "# B"), full, quick }
+    }
+
+    /// Messages under way on a connection.
+    #[must_use]
+    pub const fn depth(full: &'static [u64], quick: &'static [u64]) -> Self {
+        Self {
+            name: "depth",
+            about: "messages under way on each connection",
+            label: ("depth #", "depth #"),
+            full,
+            quick,
+        }
+    }
+
+    /// Messages per second.
+    #[must_use]
+    pub const fn rate(full: &'static [u64], quick: &'static [u64]) -> Self {
+        Self {
+            name: "rate",
+            about: "messages per second over all connections, whatever the server does",
+            label: ("#/s", "#/s"),
+            full,
+            quick,
+        }
+    }
+
+    /// Something else.
+    #[must_use]
+    pub const fn other(
+        name: &'static str,
+        about: &'static str,
+        label: &'static str,
+        full: &'static [u64],
+        quick: &'static [u64],
+    ) -> Self {
+        Self { name, about, label: (label, label), full, quick }
+    }
+
+    fn show(&self, value: u64) -> String {
+        let label = if value == 1 { self.label.0 } else { self.label.1 };
+        label.replace('#', &grouped(value as f64))
+    }
+}
+
+/// A value for each parameter of a scenario.
+#[derive(Clone, Debug)]
+pub struct Point(Vec<(Parameter, u64)>);
+
+impl Point {
+    /// The points to measure: the first value of every parameter, and then each other value of each
+    /// parameter, with the first of all the others. `chosen` gives the values.
+    #[must_use]
+    pub fn star(parameters: &[Parameter], chosen: impl Fn(&Parameter) -> Vec<u64>) -> Vec<Self> {
+        let values: Vec<_> = parameters.iter().map(|it| (it.clone(), chosen(it))).collect();
+        let first: Vec<_> = values.iter().map(|(it, values)| (it.clone(), values[0])).collect();
+        let mut points = vec![Self(first.clone())];
+        for (index, (_, values)) in values.iter().enumerate() {
+            for &value in &values[1..] {
+                let mut point = first.clone();
+                point[index].1 = value;
+                points.push(Self(point));
             }
-            Scenario::Blocking => vec![one(2, method.blocking_connections, SMALL)],
-            Scenario::Idle => vec![one(2, method.idle_connections, SMALL)],
         }
+        points
     }
 
-    fn title(&self, block: Block) -> String {
-        let Self { size, connections, .. } = self;
-        let connections = grouped(*connections as f64);
-        let cpus = match self.cpus.len() {
-            1 => "1 CPU".to_owned(),
-            count => format!("{count} CPUs"),
-        };
-        match self.scenario {
-            Scenario::Echo => format!("echo: {size} B, {connections} connections, {cpus}"),
-            Scenario::Blocking => format!(
-                "blocking: {size} B, {connections} connections, {cpus}, 1 in {} sleeps {} ms",
-                block.one_in, block.ms
-            ),
-            Scenario::Idle => format!("idle: {connections} connections"),
-        }
+    /// The value of a parameter.
+    ///
+    /// # Panics
+    ///
+    /// When the scenario has none of that name: a mistake in the scenario.
+    #[must_use]
+    pub fn get(&self, name: &str) -> usize {
+        let found = self.0.iter().find(|(it, _)| it.name == name);
+        let (_, value) = found.unwrap_or_else(|| panic!("the scenario has no parameter {name}"));
+        usize::try_from(*value).expect("a 64-bit machine")
     }
-}
 
-/// What came of one setup.
-#[derive(Debug, Serialize)]
-pub struct Outcome {
-    /// What was measured.
-    pub setup: Setup,
     /// In words.
-    pub title: String,
-    /// By candidate.
-    pub rows: Vec<Row>,
-    /// How the machine was, round by round.
-    pub calibration: Vec<Calibration>,
-    /// The part of all CPUs that others used during the windows, from 0 to 1.
-    pub others_share: Option<Spread>,
-}
+    #[must_use]
+    pub fn title(&self) -> String {
+        let parts: Vec<_> = self.0.iter().map(|(it, value)| it.show(*value)).collect();
+        parts.join(", ")
+    }
 
-/// What came of one candidate.
-#[derive(Debug, Serialize)]
-pub struct Row {
-    /// The candidate.
-    pub name: String,
-    /// What it is built on.
-    pub version: Option<String>,
-    /// Why there are no figures, or no more of them.
-    pub failure: Option<String>,
-    /// The figures, if there are any.
-    pub figures: Option<Figures>,
-    /// The one that counts, compared with the baseline's.
-    pub comparison: Option<Comparison>,
-    /// What they were made of.
-    pub windows: Vec<Window>,
+    /// The options that choose this point on the command line.
+    #[must_use]
+    pub fn options(&self) -> String {
+        let parts: Vec<_> =
+            self.0.iter().map(|(it, value)| format!("--set {}={value}", it.name)).collect();
+        parts.join(" ")
+    }
+
+    /// The names and values.
+    #[must_use]
+    pub fn values(&self) -> Vec<(&'static str, u64)> {
+        self.0.iter().map(|(it, value)| (it.name, *value)).collect()
+    }
 }
 
 /// What was counted in one window.
-#[derive(Clone, Debug, Serialize)]
-#[serde(untagged)]
-pub enum Window {
-    /// While messages were exchanged.
-    Exchanged(Exchanged),
-    /// While nothing happened.
-    Idled(Idled),
+#[derive(Clone, Debug, Default)]
+pub struct Sample {
+    /// By the keys of metrics.
+    pub figures: BTreeMap<String, f64>,
+    /// The latencies, as nanoseconds and how many there were.
+    pub latencies: Vec<(u64, u64)>,
+    /// CPU time of everybody else, by the time that all CPUs had: from 0 to 1.
+    pub others: Option<f64>,
 }
 
-/// What a candidate's windows come to.
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
-pub enum Figures {
-    /// For messages.
-    Exchange {
-        /// CPU time of the server per request, in nanoseconds.
-        cpu_ns: Spread,
-        /// Requests of all kinds per second.
-        rate: Spread,
-        /// Latency that half of the requests stay below, in microseconds; those that block not
-        /// counted.
-        p50_us: Spread,
-        /// And 99 in 100.
-        p99_us: Spread,
-        /// And 999 in 1000.
-        p999_us: Spread,
-        /// The part of the CPU time of the server that its busiest thread used.
-        busiest_share: Option<Spread>,
-    },
-    /// For idle connections.
-    Idle {
-        /// Resident memory per connection.
-        bytes: Spread,
-        /// Resident memory without any.
-        before: Spread,
-    },
-}
-
-impl Figures {
-    fn of(windows: &[Window], connections: usize) -> Option<Self> {
-        let idled: Vec<_> = windows
-            .iter()
-            .filter_map(|it| if let Window::Idled(it) = it { Some(it) } else { None })
-            .collect();
-        if !idled.is_empty() {
-            let grown = |it: &&Idled| (it.after as f64 - it.before as f64) / connections as f64;
-            return Some(Self::Idle {
-                bytes: Spread::of(idled.iter().map(grown).collect())?,
-                before: Spread::of(idled.iter().map(|it| it.before as f64).collect())?,
-            });
-        }
-        let exchanged: Vec<_> = windows
-            .iter()
-            .filter_map(|it| if let Window::Exchanged(it) = it { Some(it) } else { None })
-            .collect();
-        let spread = |value: fn(&Exchanged) -> f64| {
-            Spread::of(exchanged.iter().map(|&it| value(it)).collect())
-        };
-        Some(Self::Exchange {
-            cpu_ns: spread(|it| it.server_cpu_ns as f64 / it.requests as f64)?,
-            rate: spread(|it| it.requests as f64 / it.seconds)?,
-            p50_us: spread(|it| it.latency_us.p50)?,
-            p99_us: spread(|it| it.latency_us.p99)?,
-            p999_us: spread(|it| it.latency_us.p999)?,
-            busiest_share: Spread::of(exchanged.iter().filter_map(|it| it.busiest_share).collect()),
-        })
-    }
-
-    /// The figure by which candidates are compared; less is better.
-    fn headline(&self, scenario: Scenario) -> &Spread {
-        match self {
-            Self::Idle { bytes, .. } => bytes,
-            Self::Exchange { p99_us, .. } if scenario == Scenario::Blocking => p99_us,
-            Self::Exchange { cpu_ns, .. } => cpu_ns,
-        }
-    }
-}
-
-/// The machinery that every setup needs.
-#[derive(Debug)]
-pub struct Bench {
-    /// How to measure.
-    pub method: Method,
-    /// Where the programs are.
-    pub places: Places,
-    /// Whom to measure.
-    pub candidates: Vec<Candidate>,
-    /// Whether to stop.
-    pub stop: Stop,
-}
-
-impl Bench {
-    /// Measures one setup. When the user wants to stop, with what there is so far.
-    pub fn measure(&self, setup: Setup) -> Result<Outcome, Failure> {
-        let title = setup.title(self.method.block);
-        let mut rows: Vec<Row> = self
-            .candidates
-            .iter()
-            .map(|candidate| Row {
-                name: candidate.name.clone(),
-                version: candidate.version(&self.places, &self.stop),
-                failure: None,
-                figures: None,
-                comparison: None,
-                windows: Vec::new(),
-            })
-            .collect();
-        let mut calibration = Vec::new();
-        for round in 0..self.method.rounds {
-            calibration.push(calibrate()?);
-            for turn in 0..rows.len() {
-                // Another one begins in each round, so that nobody always follows the same one.
-                let index = (round + turn) % rows.len();
-                let row = &mut rows[index];
-                if row.failure.is_some() || self.stop.asked() {
-                    continue;
-                }
-                self.progress(&format!(
-                    "{title}: round {} of {}, {}",
-                    round + 1,
-                    self.method.rounds,
-                    row.name
-                ));
-                match self.window(&setup, &self.candidates[index]) {
-                    Ok(window) => row.windows.push(window),
-                    Err(_) if self.stop.asked() => {}
-                    Err(Failure(reason)) => row.failure = Some(reason),
-                }
-            }
-        }
-        self.progress("");
-
-        for row in &mut rows {
-            row.figures = Figures::of(&row.windows, setup.connections);
-        }
-        let headline =
-            |row: &Row| row.figures.as_ref().map(|it| it.headline(setup.scenario).clone());
-        let baseline = rows.iter().find(|row| row.name == self.method.baseline);
-        if let Some(baseline) = baseline.and_then(headline) {
-            for row in &mut rows {
-                row.comparison = headline(row).and_then(|own| Comparison::of(&own, &baseline));
-            }
-        }
-        let others_share =
-            Spread::of(rows.iter().flat_map(|row| &row.windows).filter_map(others).collect());
-        Ok(Outcome { setup, title, rows, calibration, others_share })
-    }
-
-    fn window(&self, setup: &Setup, candidate: &Candidate) -> Result<Window, Failure> {
-        let Method { warm_up_ms, window_ms, .. } = self.method;
-        let (service, block) = match setup.scenario {
-            Scenario::Blocking => (Service::Block, Some(self.method.block)),
-            Scenario::Echo | Scenario::Idle => (Service::Echo, None),
-        };
-        let kind = match setup.scenario {
-            Scenario::Idle => Kind::Idle,
-            Scenario::Echo | Scenario::Blocking => Kind::Exchange { warm_up_ms, window_ms, block },
-        };
-        let mut server =
-            candidate.start(&self.places, &setup.cpus, service, setup.size, &self.stop)?;
-        let job = Job {
-            target: server.addr,
-            server: server.running.id(),
-            connections: setup.connections,
-            size: setup.size,
-            kind,
-        };
-        let answer = self.generate(&job, &setup.cpus, &mut server)?;
-        match job.kind {
-            Kind::Idle => Ok(Window::Idled(serde_json::from_str(&answer)?)),
-            Kind::Exchange { .. } => {
-                let window: Exchanged = serde_json::from_str(&answer)?;
-                if window.mismatches > 0 {
-                    return Err(Failure(format!("{} wrong echoes", window.mismatches)));
-                }
-                if window.requests == 0 {
-                    return Err(Failure("no echo within the window".to_owned()));
-                }
-                Ok(Window::Exchanged(window))
-            }
+impl Sample {
+    /// Adds a figure. One that is no number (a share of nothing) is left out.
+    pub fn put(&mut self, metric: &Metric, value: f64) {
+        if value.is_finite() {
+            self.figures.insert(metric.key.clone().into_owned(), value);
         }
     }
 
-    /// Runs the load generator, and returns what it answers.
-    fn generate(&self, job: &Job, cpus: &[usize], server: &mut Server) -> Result<String, Failure> {
-        // Beyond the time that it should take: for connecting, and for a machine that is busy.
-        const SLACK: Duration = Duration::from_secs(20);
-        let mut command = launch::command(&self.places.harness, cpus, &self.places.harness);
-        command.arg("load").arg(serde_json::to_string(job)?);
-        let mut generator = Running::start(command, &self.stop)?;
-        let Method { warm_up_ms, window_ms, .. } = self.method;
-        let outcome = generator.line(SLACK + Duration::from_millis(warm_up_ms + window_ms));
-        outcome.map_err(|Failure(reason)| match server.running.death() {
-            Some(Failure(last)) => Failure(format!("the server ended: {last}")),
-            None => Failure(reason),
-        })
-    }
-
-    /// Says on a terminal what is going on. Each line overwrites the last one.
-    fn progress(&self, line: &str) {
-        let mut stderr = std::io::stderr();
-        if stderr.is_terminal() {
-            // It is for convenience only.
-            write!(stderr, "\r\x1b[K{line}").and_then(|()| stderr.flush()).ok();
-        }
-    }
-}
-
-/// The part of all CPUs that neither server nor generator used.
-fn others(window: &Window) -> Option<f64> {
-    let Window::Exchanged(window) = window else { return None };
-    let cpus = std::thread::available_parallelism().ok()?.get();
-    Some(window.others_cpu_ns? as f64 / 1e9 / window.seconds / cpus as f64)
-}
-
-impl Outcome {
-    /// For people to read.
+    /// A figure, if there is one.
     #[must_use]
-    pub fn text(&self, baseline: &str) -> String {
-        let mut head: Vec<String> = match self.setup.scenario {
-            Scenario::Echo => vec!["CPU ns/echo", "min", "max", "echoes/s", "p50 us", "p99 us"],
-            Scenario::Blocking => {
-                vec!["p50 us", "p99 us", "min", "max", "p99.9 us", "requests/s", "CPU ns/request"]
-            }
-            Scenario::Idle => vec!["bytes each", "min", "max", "MiB before"],
-        }
-        .into_iter()
-        .map(str::to_owned)
-        .collect();
-        head.insert(0, "server".to_owned());
-        if self.setup.scenario != Scenario::Idle && self.setup.cpus.len() > 1 {
-            head.push("busiest".to_owned());
-        }
-        if self.shows_kernel() {
-            head.push("over kernel".to_owned());
-        }
-        head.push(format!("by {baseline}"));
-        let busiest = head.iter().any(|it| it == "busiest");
-        let rows: Vec<_> = self.rows.iter().map(|row| self.cells(row, busiest, baseline)).collect();
-        format!("{}\n{}{}", self.title, table(&head, &rows), self.noise())
+    pub fn get(&self, metric: &Metric) -> Option<f64> {
+        self.figures.get(&*metric.key).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_varies_one_parameter_at_a_time() {
+        let parameters = [Parameter::size(&[64, 1024], &[64]), Parameter::cpus(&[1, 2], &[1])];
+        let points = Point::star(&parameters, |it| it.full.to_vec());
+        let titles: Vec<_> = points.iter().map(Point::title).collect();
+        assert_eq!(titles, ["64 B, 1 CPU", "1,024 B, 1 CPU", "64 B, 2 CPUs"]);
+        assert_eq!(points[1].get("size"), 1024);
+        assert_eq!(points[2].options(), "--set size=64 --set cpus=2");
     }
 
-    fn cells(&self, row: &Row, busiest: bool, baseline: &str) -> Vec<String> {
-        let mut cells = vec![row.name.clone()];
-        if let Some(reason) = &row.failure {
-            cells.push(format!("failed: {reason}"));
-            return cells;
-        }
-        let whole = |value: f64| grouped(value);
-        match &row.figures {
-            None => cells.push("not measured".to_owned()),
-            Some(Figures::Idle { bytes, before }) => {
-                cells.extend([bytes.median, bytes.min, bytes.max].map(whole));
-                cells.push(format!("{:.1}", before.median / 1024.0 / 1024.0));
+    #[test]
+    fn scenarios_are_well_formed() {
+        let all = all();
+        assert!(!all.is_empty());
+        for scenario in &all {
+            let name = scenario.name();
+            assert!(find(name).is_some_and(|it| it.place() == scenario.place()), "{name}");
+            assert_eq!(all.iter().filter(|it| it.place() == scenario.place()).count(), 1, "{name}");
+            assert!(!scenario.metrics().is_empty(), "{name}");
+            let parameters = scenario.parameters();
+            for parameter in &parameters {
+                assert!(!parameter.full.is_empty() && !parameter.quick.is_empty(), "{name}");
             }
-            Some(Figures::Exchange { cpu_ns, rate, p50_us, p99_us, p999_us, busiest_share }) => {
-                if self.setup.scenario == Scenario::Blocking {
-                    cells.extend([p50_us.median, p99_us.median, p99_us.min, p99_us.max].map(whole));
-                    cells.extend([p999_us.median, rate.median, cpu_ns.median].map(whole));
-                } else {
-                    cells.extend([cpu_ns.median, cpu_ns.min, cpu_ns.max].map(whole));
-                    cells.extend([rate.median, p50_us.median, p99_us.median].map(whole));
-                }
-                if let Some(kernel) = self.kernel_ns().filter(|_| self.shows_kernel()) {
-                    cells.push(whole(cpu_ns.min - kernel.min));
-                }
-                if busiest {
-                    let share = busiest_share.as_ref().map(|it| it.median * 100.0);
-                    cells.push(share.map_or_else(|| "?".to_owned(), |it| format!("{it:.0} %")));
-                }
+            for (parameter, metric) in scenario.plots() {
+                assert!(parameters.iter().any(|it| it.name == *parameter), "{name} {parameter}");
+                assert!(scenario.metrics().iter().any(|it| it.key == *metric), "{name} {metric}");
+            }
+            // What needs() asks of the point must be there.
+            for point in Point::star(&parameters, |it| it.full.to_vec()) {
+                let _ = scenario.needs(&point);
             }
         }
-        if row.figures.is_some() {
-            cells.push(match row.comparison {
-                None => "-".to_owned(),
-                Some(Comparison { ratio, .. }) if row.name == baseline => format!("{ratio:.2}"),
-                Some(Comparison { ratio, ranked: true }) => format!("{ratio:.2}"),
-                Some(Comparison { ratio, ranked: false }) => {
-                    format!("{ratio:.2}, too noisy to rank")
-                }
-            });
-        }
-        cells
-    }
-
-    fn kernel_ns(&self) -> Option<Spread> {
-        Spread::of(self.calibration.iter().map(|it| it.kernel_ns as f64).collect())
-    }
-
-    /// Whether the kernel's own part can be told from the server's: it was measured for small
-    /// messages, and on one CPU.
-    fn shows_kernel(&self) -> bool {
-        let Setup { scenario, cpus, size, .. } = &self.setup;
-        *scenario == Scenario::Echo && cpus.len() == 1 && *size == SMALL
-    }
-
-    /// How quiet the machine was.
-    fn noise(&self) -> String {
-        let milliseconds = |it: &Calibration| it.cpu_ns as f64 / 1e6;
-        let stretch = |it: &Calibration| it.wall_ns as f64 / it.cpu_ns as f64;
-        let cpu = Spread::of(self.calibration.iter().map(milliseconds).collect());
-        let wall = Spread::of(self.calibration.iter().map(stretch).collect());
-        let kernel = self.kernel_ns();
-        let Some(((cpu, wall), kernel)) = cpu.zip(wall).zip(kernel) else { return String::new() };
-        let mut text = format!(
-            "  machine: the same work took {:.1} to {:.1} ms of CPU, and up to {:.2} times that on \
-             the clock; the kernel alone at least {:.0} ns per send and recv",
-            cpu.min, cpu.max, wall.max, kernel.min
-        );
-        if let Some(others) = &self.others_share {
-            text += &format!(
-                "; others used {:.0} % of the CPUs, at most {:.0} %",
-                others.median * 100.0,
-                others.max * 100.0
-            );
-        }
-        text.push('\n');
-        if self.others_share.as_ref().is_some_and(|it| it.median > OTHERS_MAX) {
-            text += "  others were too busy: do not rank anybody by this table\n";
-        }
-        text
     }
 }

@@ -4,15 +4,18 @@
 #![forbid(unsafe_code)]
 
 mod deal;
+mod loops;
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::process::exit;
 use std::time::Duration;
 
+use nix::time::ClockId;
 use socket2::{Domain, Protocol, Socket, Type};
 
-pub use deal::{Inbox, deal};
+pub use deal::deal;
+pub use loops::{Inbox, run_loops};
 
 /// The read buffer that each rival uses, in bytes. The same everywhere, so that large messages cost
 /// everybody the same number of reads; it is also the size that monoio's and compio's documents
@@ -27,12 +30,57 @@ const BACKLOG: i32 = 4096;
 pub enum Service {
     /// Send every byte back.
     Echo,
-    /// Messages of a fixed size, in bytes. The first byte says for how many milliseconds the
-    /// handler sleeps, without telling anybody, before it sends the message back.
-    Block {
-        /// The size of a message.
+    /// Messages of a fixed size: do what the handler does with each, then send it back.
+    Messages {
+        /// The size of a message, in bytes.
         size: usize,
+        /// What to do with it.
+        handler: Handler,
     },
+}
+
+/// What is done with a message before it is sent back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handler {
+    /// Sleep for as many milliseconds as the first byte says, without telling anybody.
+    Block,
+    /// Use as many microseconds of CPU time as the first two bytes say, the least significant one
+    /// first.
+    Work,
+}
+
+impl Handler {
+    /// Does it.
+    pub fn handle(self, message: &[u8]) {
+        match self {
+            Self::Block => {
+                let milliseconds = message.first().copied().unwrap_or(0);
+                if milliseconds != 0 {
+                    std::thread::sleep(Duration::from_millis(milliseconds.into()));
+                }
+            }
+            Self::Work => {
+                let bytes = message.first_chunk().copied().unwrap_or([0; 2]);
+                work(Duration::from_micros(u16::from_le_bytes(bytes).into()));
+            }
+        }
+    }
+}
+
+/// Uses the CPU for so long. Time in which the thread waits for a CPU does not count, so that the
+/// work is the same however busy the machine is.
+fn work(time: Duration) {
+    if time.is_zero() {
+        return;
+    }
+    let used = || {
+        let used = ClockId::CLOCK_THREAD_CPUTIME_ID.now();
+        Duration::from(used.expect("every kernel has this clock"))
+    };
+    let end = used() + time;
+    while used() < end {
+        std::hint::spin_loop();
+    }
 }
 
 /// The command line of a rival.
@@ -46,16 +94,21 @@ pub struct Options {
     pub service: Service,
 }
 
+/// The services that every rival with streams offers.
+const SERVICES: [&str; 3] = ["echo", "block", "work"];
+
 impl Options {
-    /// Reads the command line. Prints the version of `package` from the lock file when asked for
-    /// `--version`, and exits with code 2 when the command line is wrong.
+    /// Reads the command line. For `--describe`, says what the rival is built on (the version of
+    /// `package` in the lock file) and which services it offers. Exits with code 2 when the command
+    /// line is wrong.
     pub fn parse(package: &str) -> Self {
         match Self::read(package, std::env::args().skip(1)) {
             Ok(options) => options,
             Err(problem) => {
                 eprintln!("{problem}");
                 eprintln!(
-                    "usage: --tcp ADDR --threads N --service echo|block [--size BYTES] | --version"
+                    "usage: --tcp ADDR --threads N --service {} [--size BYTES] | --describe",
+                    SERVICES.join("|")
                 );
                 exit(2);
             }
@@ -65,12 +118,13 @@ impl Options {
     fn read(package: &str, args: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut tcp = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut threads = 1;
-        let mut block = false;
+        let mut handler = None;
         let mut size = 64;
         let mut args = args;
         while let Some(flag) = args.next() {
-            if flag == "--version" {
-                println!("{package} {}", version(package).unwrap_or("unknown"));
+            if flag == "--describe" {
+                let version = version(package).unwrap_or("unknown");
+                println!("{{\"version\":\"{package} {version}\",\"services\":{SERVICES:?}}}");
                 exit(0);
             }
             let value = args.next().ok_or_else(|| format!("{flag} needs a value"))?;
@@ -81,15 +135,19 @@ impl Options {
                 }
                 "--threads" => threads = value.parse().map_err(wrong)?,
                 "--size" => size = value.parse().map_err(wrong)?,
-                "--service" if value == "echo" => block = false,
-                "--service" if value == "block" => block = true,
+                "--service" if value == "echo" => handler = None,
+                "--service" if value == "block" => handler = Some(Handler::Block),
+                "--service" if value == "work" => handler = Some(Handler::Work),
                 _ => return Err(format!("unknown option: {flag} {value}")),
             }
         }
         if threads == 0 || size == 0 {
             return Err("--threads and --size must be at least 1".to_owned());
         }
-        let service = if block { Service::Block { size } } else { Service::Echo };
+        let service = match handler {
+            None => Service::Echo,
+            Some(handler) => Service::Messages { size, handler },
+        };
         Ok(Self { tcp, threads, service })
     }
 }
@@ -123,15 +181,6 @@ pub fn ready(addr: SocketAddr) -> io::Result<()> {
     out.flush()
 }
 
-/// The handler of service `block`: sleeps for as long as the message says, and does not tell the
-/// runtime that it will.
-pub fn handle(message: &[u8]) {
-    let milliseconds = message.first().copied().unwrap_or(0);
-    if milliseconds != 0 {
-        std::thread::sleep(Duration::from_millis(milliseconds.into()));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,7 +195,15 @@ mod tests {
             read("--tcp 127.0.0.1:7000 --threads 3 --service block --size 100").expect("valid");
         assert_eq!(options.tcp.port(), 7000);
         assert_eq!(options.threads, 3);
-        assert_eq!(options.service, Service::Block { size: 100 });
+        assert_eq!(options.service, Service::Messages { size: 100, handler: Handler::Block });
+    }
+
+    #[test]
+    fn work_takes_time() {
+        let used = || Duration::from(ClockId::CLOCK_THREAD_CPUTIME_ID.now().expect("a clock"));
+        let before = used();
+        Handler::Work.handle(&[0xe8, 0x03, 9, 9]);
+        assert!(used() - before >= Duration::from_micros(1000));
     }
 
     #[test]

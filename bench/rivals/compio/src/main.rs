@@ -12,7 +12,7 @@ use compio::dispatcher::Dispatcher;
 use compio::driver::ProactorBuilder;
 use compio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use compio::net::TcpStream;
-use rival_common::{BUFFER, Options, Service, deal, handle, listen, ready};
+use rival_common::{BUFFER, Handler, Options, Service, deal, listen, ready};
 
 fn main() -> io::Result<()> {
     let options = Options::parse("compio");
@@ -47,7 +47,7 @@ async fn serve(stream: std::net::TcpStream, service: Service) -> io::Result<()> 
     let stream = TcpStream::from_std(stream)?;
     match service {
         Service::Echo => echo(stream).await,
-        Service::Block { size } => block(stream, size).await,
+        Service::Messages { size, handler } => messages(stream, size, handler).await,
     }
 }
 
@@ -65,12 +65,12 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-async fn block(mut stream: TcpStream, size: usize) -> io::Result<()> {
+async fn messages(mut stream: TcpStream, size: usize, handler: Handler) -> io::Result<()> {
     let mut message = Vec::with_capacity(size);
     loop {
         let BufResult(read, filled) = stream.read_exact(message).await;
         read?;
-        handle(&filled);
+        handler.handle(&filled);
         let BufResult(written, mut emptied) = stream.write_all(filled).await;
         written?;
         emptied.clear();

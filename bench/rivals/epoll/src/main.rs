@@ -6,12 +6,9 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::sync::Arc;
-use std::thread;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use rival_common::{BUFFER, Inbox, Options, Service, deal, handle, listen, ready};
+use rival_common::{BUFFER, Handler, Inbox, Options, Service, run_loops};
 
 /// How many events are taken at once.
 const BATCH: usize = 256;
@@ -19,40 +16,13 @@ const BATCH: usize = 256;
 /// The mark of the descriptor that says that there are new connections.
 const BELL: u64 = u64::MAX;
 
-struct Worker {
-    bell: EventFd,
-    inbox: Inbox,
-}
-
 fn main() -> io::Result<()> {
-    let options = Options::parse("nix");
-    let workers: Vec<_> = (0..options.threads)
-        .map(|_| {
-            let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-            let worker = Arc::new(Worker { bell, inbox: Inbox::default() });
-            let own = Arc::clone(&worker);
-            thread::spawn(move || {
-                if let Err(error) = work(&own, options.service) {
-                    eprintln!("a worker failed: {error}");
-                    std::process::exit(1);
-                }
-            });
-            Ok(worker)
-        })
-        .collect::<io::Result<_>>()?;
-    let listener = listen(options.tcp, false)?;
-    ready(listener.local_addr()?)?;
-    deal(&listener, &workers, |worker, stream| {
-        stream.set_nonblocking(true)?;
-        worker.inbox.push(stream);
-        worker.bell.write(1)?;
-        Ok(())
-    })
+    run_loops(Options::parse("nix"), run)
 }
 
-fn work(worker: &Worker, service: Service) -> io::Result<()> {
+fn run(inbox: &Inbox, service: Service) -> io::Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    epoll.add(&worker.bell, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, BELL))?;
+    epoll.add(inbox.bell(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, BELL))?;
     let mut connections: Vec<Option<Connection>> = Vec::new();
     let mut free = Vec::new();
     let mut events = [EpollEvent::empty(); BATCH];
@@ -65,8 +35,8 @@ fn work(worker: &Worker, service: Service) -> io::Result<()> {
         };
         for event in &events[..count] {
             if event.data() == BELL {
-                worker.bell.read()?;
-                for stream in worker.inbox.take() {
+                for stream in inbox.take() {
+                    stream.set_nonblocking(true)?;
                     add(&epoll, &mut connections, &mut free, stream)?;
                 }
                 continue;
@@ -105,7 +75,7 @@ struct Connection {
     stream: TcpStream,
     /// What the socket had no room for. Nothing is read while there is any.
     unsent: Vec<u8>,
-    /// The beginning of a message, for service `block`.
+    /// The beginning of a message, for services that know messages.
     message: Vec<u8>,
     /// There may be more to read, and no event will say so again.
     unread: bool,
@@ -140,7 +110,9 @@ impl Connection {
             self.unread = over || count == buffer.len();
             match service {
                 Service::Echo => self.send(&buffer[..count])?,
-                Service::Block { size } => self.block(&buffer[..count], size)?,
+                Service::Messages { size, handler } => {
+                    self.messages(&buffer[..count], size, handler)?;
+                }
             }
             if !self.unsent.is_empty() {
                 break;
@@ -149,11 +121,11 @@ impl Connection {
         Ok(true)
     }
 
-    fn block(&mut self, mut bytes: &[u8], size: usize) -> io::Result<()> {
+    fn messages(&mut self, mut bytes: &[u8], size: usize, handler: Handler) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.message.is_empty() && bytes.len() >= size {
                 let (message, rest) = bytes.split_at(size);
-                handle(message);
+                handler.handle(message);
                 self.send(message)?;
                 bytes = rest;
                 continue;
@@ -163,7 +135,7 @@ impl Connection {
             bytes = rest;
             if self.message.len() == size {
                 let message = std::mem::take(&mut self.message);
-                handle(&message);
+                handler.handle(&message);
                 self.send(&message)?;
             }
         }

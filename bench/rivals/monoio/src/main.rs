@@ -11,7 +11,7 @@ use std::thread;
 use monoio::io::{AsyncReadRent, AsyncReadRentExt, AsyncWriteRentExt};
 use monoio::net::{TcpListener, TcpStream};
 use monoio::{FusionDriver, RuntimeBuilder};
-use rival_common::{BUFFER, Options, Service, handle, listen, ready};
+use rival_common::{BUFFER, Handler, Options, Service, listen, ready};
 
 /// The completion queue has twice as many entries, and every connection may complete at once.
 const ENTRIES: u32 = 4096;
@@ -57,8 +57,9 @@ fn work(addr: SocketAddr, service: Service, listening: &Sender<()>) -> io::Resul
             // A connection that breaks is over; there is nobody to tell.
             match service {
                 Service::Echo => drop(monoio::spawn(async move { echo(stream).await.ok() })),
-                Service::Block { size } => {
-                    drop(monoio::spawn(async move { block(stream, size).await.ok() }));
+                Service::Messages { size, handler } => {
+                    let serve = messages(stream, size, handler);
+                    drop(monoio::spawn(async move { serve.await.ok() }));
                 }
             }
         }
@@ -79,12 +80,12 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-async fn block(mut stream: TcpStream, size: usize) -> io::Result<()> {
+async fn messages(mut stream: TcpStream, size: usize, handler: Handler) -> io::Result<()> {
     let mut message = vec![0; size];
     loop {
         let (read, filled) = stream.read_exact(message).await;
         read?;
-        handle(&filled);
+        handler.handle(&filled);
         let (written, emptied) = stream.write_all(filled).await;
         written?;
         message = emptied;

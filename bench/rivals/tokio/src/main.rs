@@ -4,7 +4,7 @@
 
 use std::io;
 
-use rival_common::{BUFFER, Options, Service, handle, listen, ready};
+use rival_common::{BUFFER, Handler, Options, Service, listen, ready};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -30,8 +30,8 @@ async fn accept(options: Options) -> io::Result<()> {
         // A connection that breaks is over; there is nobody to tell.
         match options.service {
             Service::Echo => drop(tokio::spawn(async move { echo(stream).await.ok() })),
-            Service::Block { size } => {
-                drop(tokio::spawn(async move { block(stream, size).await.ok() }));
+            Service::Messages { size, handler } => {
+                drop(tokio::spawn(async move { messages(stream, size, handler).await.ok() }));
             }
         }
     }
@@ -49,11 +49,11 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-async fn block(mut stream: TcpStream, size: usize) -> io::Result<()> {
+async fn messages(mut stream: TcpStream, size: usize, handler: Handler) -> io::Result<()> {
     let mut message = vec![0; size];
     loop {
         stream.read_exact(&mut message).await?;
-        handle(&message);
+        handler.handle(&message);
         stream.write_all(&message).await?;
     }
 }

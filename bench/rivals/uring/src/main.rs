@@ -5,13 +5,10 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpStream;
-use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Arc;
-use std::thread;
+use std::os::fd::AsRawFd;
 
 use bench_bufring::{Completion, Ring, Taken};
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use rival_common::{BUFFER, Inbox, Options, Service, deal, handle, listen, ready};
+use rival_common::{BUFFER, Inbox, Options, Service, run_loops};
 
 /// How many requests one submission may hold.
 const ENTRIES: u32 = 1024;
@@ -24,34 +21,8 @@ const RECEIVE: u64 = 0;
 const SEND: u64 = 1;
 const BELL: u64 = 2;
 
-struct Worker {
-    bell: EventFd,
-    inbox: Inbox,
-}
-
 fn main() -> io::Result<()> {
-    let options = Options::parse("io-uring");
-    let workers: Vec<_> = (0..options.threads)
-        .map(|_| {
-            let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-            let worker = Arc::new(Worker { bell, inbox: Inbox::default() });
-            let own = Arc::clone(&worker);
-            thread::spawn(move || {
-                if let Err(error) = Loop::run(&own, options.service) {
-                    eprintln!("a worker failed: {error}");
-                    std::process::exit(1);
-                }
-            });
-            Ok(worker)
-        })
-        .collect::<io::Result<_>>()?;
-    let listener = listen(options.tcp, false)?;
-    ready(listener.local_addr()?)?;
-    deal(&listener, &workers, |worker, stream| {
-        worker.inbox.push(stream);
-        worker.bell.write(1)?;
-        Ok(())
-    })
+    run_loops(Options::parse("io-uring"), Loop::run)
 }
 
 struct Connection {
@@ -61,7 +32,7 @@ struct Connection {
     /// What is to be sent, in order. The first one is being sent: two at once could overtake each
     /// other.
     outgoing: VecDeque<Outgoing>,
-    /// The beginning of a message, for service `block`.
+    /// The beginning of a message, for services that know messages.
     message: Vec<u8>,
 }
 
@@ -81,7 +52,7 @@ struct Loop {
 }
 
 impl Loop {
-    fn run(worker: &Worker, service: Service) -> io::Result<()> {
+    fn run(inbox: &Inbox, service: Service) -> io::Result<()> {
         let size = u32::try_from(BUFFER).expect("a small constant");
         let mut this = Self {
             ring: Ring::new(ENTRIES, BUFFERS, size)?,
@@ -90,23 +61,21 @@ impl Loop {
             starved: Vec::new(),
             service,
         };
-        this.ring.watch(worker.bell.as_fd().as_raw_fd(), BELL)?;
+        this.ring.watch(inbox.bell().as_raw_fd(), BELL)?;
         let mut completions = Vec::new();
         loop {
-            this.ring.wait(1, &mut completions)?;
+            this.ring.wait(None, &mut completions)?;
             for completion in completions.drain(..) {
                 let index = usize::try_from(completion.mark >> 2).expect("an index that we made");
                 match completion.mark & 3 {
                     RECEIVE => this.received(index, completion)?,
                     SEND => this.sent(index, completion.result)?,
                     _ => {
-                        // It may have been read already, for an earlier ring of the bell.
-                        worker.bell.read().ok();
-                        for stream in worker.inbox.take() {
+                        for stream in inbox.take() {
                             this.add(stream)?;
                         }
                         if !completion.more {
-                            this.ring.watch(worker.bell.as_fd().as_raw_fd(), BELL)?;
+                            this.ring.watch(inbox.bell().as_raw_fd(), BELL)?;
                         }
                     }
                 }
@@ -233,13 +202,13 @@ impl Loop {
 
 /// Turns what was received into what is to be sent.
 fn queue(ring: &mut Ring, connection: &mut Connection, taken: Taken, service: Service) {
-    let Service::Block { size } = service else {
+    let Service::Messages { size, handler } = service else {
         connection.outgoing.push_back(Outgoing::Received(taken));
         return;
     };
     let mut bytes = ring.bytes(&taken);
     if connection.message.is_empty() && bytes.len() == size {
-        handle(bytes);
+        handler.handle(bytes);
         connection.outgoing.push_back(Outgoing::Received(taken));
         return;
     }
@@ -249,7 +218,7 @@ fn queue(ring: &mut Ring, connection: &mut Connection, taken: Taken, service: Se
         bytes = rest;
         if connection.message.len() == size {
             let message = std::mem::take(&mut connection.message);
-            handle(&message);
+            handler.handle(&message);
             connection.outgoing.push_back(Outgoing::Message(message));
         }
     }

@@ -1,11 +1,11 @@
-//! From windows to figures: medians with their spread, what may be ranked, tables and JSON.
+//! From windows to figures: medians with their spread, and what may be ranked.
 
-use std::fmt::Write as _;
+use serde::{Deserialize, Serialize};
 
-use serde::Serialize;
+use crate::metric::Better;
 
 /// One figure over all rounds.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// The middle one.
     pub median: f64,
@@ -43,48 +43,19 @@ impl Spread {
     }
 }
 
-/// How a candidate compares with the baseline.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Comparison {
-    /// The candidate's median by the baseline's.
-    pub ratio: f64,
-    /// Whether the spread allows to say which one is lower.
-    pub ranked: bool,
-}
-
-impl Comparison {
-    /// Compares a candidate's figure with the baseline's.
-    #[must_use]
-    pub fn of(candidate: &Spread, baseline: &Spread) -> Option<Self> {
-        let ratio = candidate.median / baseline.median;
-        ratio.is_finite().then(|| Self { ratio, ranked: candidate.ranks_against(baseline) })
-    }
-}
-
-/// A table for people. The first column is to the left, the others to the right.
+/// Where each one stands: 1, and one more for each that is better by more than the noise. Several
+/// can have the same place. Those without a figure have none.
 #[must_use]
-pub fn table(head: &[String], rows: &[Vec<String>]) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().filter(|row| row.len() == head.len()).map(|row| &row[column]);
-        cells.chain([&head[column]]).map(|cell| cell.chars().count()).max().unwrap_or(0)
+pub fn ranks(figures: &[Option<&Spread>], better: Better) -> Vec<Option<usize>> {
+    let beats = |one: &Spread, other: &Spread| {
+        let ahead = match better {
+            Better::Less => one.median < other.median,
+            Better::More => one.median > other.median,
+        };
+        ahead && one.ranks_against(other)
     };
-    let mut widths: Vec<usize> = (0..head.len()).map(width).collect();
-    widths[0] = rows.iter().map(|row| row[0].chars().count()).max().unwrap_or(0).max(widths[0]);
-    let mut text = String::new();
-    for row in std::iter::once(head).chain(rows.iter().map(Vec::as_slice)) {
-        let mut line = format!("  {:<1$}", row[0], widths[0]);
-        if let [_, note] = row {
-            // A row with one cell has no figures, but something to say.
-            let _ = write!(line, "  {note}");
-        } else {
-            for (cell, width) in row.iter().zip(&widths).skip(1) {
-                let _ = write!(line, "  {cell:>width$}");
-            }
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
+    let place = |own: &Spread| 1 + figures.iter().flatten().filter(|it| beats(it, own)).count();
+    figures.iter().map(|own| own.map(place)).collect()
 }
 
 /// A number with thousands set apart.
@@ -136,12 +107,15 @@ mod tests {
     }
 
     #[test]
-    fn columns_line_up() {
-        let cells = |row: &[&str]| row.iter().map(|&it| it.to_owned()).collect::<Vec<_>>();
-        let text = table(
-            &cells(&["server", "ns"]),
-            &[cells(&["a", "10"]), cells(&["longer", "5"]), cells(&["b", "failed: not built"])],
-        );
-        assert_eq!(text, "  server  ns\n  a       10\n  longer   5\n  b       failed: not built\n");
+    fn those_within_the_noise_share_a_place() {
+        let figures = [
+            Some(spread(&[10.0, 11.0])),
+            None,
+            Some(spread(&[10.5, 10.9])),
+            Some(spread(&[20.0, 21.0])),
+        ];
+        let figures: Vec<_> = figures.iter().map(Option::as_ref).collect();
+        assert_eq!(ranks(&figures, Better::Less), [Some(1), None, Some(1), Some(3)]);
+        assert_eq!(ranks(&figures, Better::More), [Some(2), None, Some(2), Some(1)]);
     }
 }

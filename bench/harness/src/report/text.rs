@@ -1,0 +1,158 @@
+//! Tables for a terminal.
+
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
+
+use super::{Outcome, Row};
+use crate::metric::{Better, Metric};
+use crate::stats::Spread;
+
+/// The length of the longest bar, in characters.
+const BAR: usize = 16;
+
+/// A table, with a bar for each candidate.
+#[must_use]
+pub fn table(outcome: &Outcome, baseline: &str) -> String {
+    let metrics: Vec<_> = outcome.metrics.iter().filter(|it| counted(outcome, it)).collect();
+    let headline = outcome.headline();
+    let longest = outcome.rows.iter().filter_map(|it| it.figures.get(&*headline.key));
+    let longest = longest.map(|it| it.median).fold(0.0, f64::max);
+    let baseline = outcome.rows.iter().find(|it| it.name == baseline);
+    let baseline = baseline.and_then(|it| Some((&it.name, it.figures.get(&*headline.key)?)));
+
+    let mut head = vec![String::new(), "server".to_owned(), bar_title(headline)];
+    for (index, metric) in metrics.iter().enumerate() {
+        head.push(metric.title.clone().into_owned());
+        if index == 0 {
+            head.push("min - max".to_owned());
+            head.extend(baseline.map(|(name, _)| format!("by {name}")));
+        }
+    }
+    let mut table = Table::new();
+    // Lines are not broken: who has a narrow window can scroll, or ask for JSON.
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(&head);
+    let mut notes = Vec::new();
+    for row in sorted(outcome) {
+        if let Some(reason) = &row.failure {
+            notes.push(format!("   {}: failed: {reason}", row.name));
+        }
+        let Some(figure) = row.figures.get(&*headline.key) else { continue };
+        let mut cells = vec![place(outcome, row), row.name.clone(), bar(figure.median / longest)];
+        for (index, metric) in metrics.iter().enumerate() {
+            let spread = row.figures.get(&*metric.key);
+            cells.push(spread.map_or_else(String::new, |it| metric.show(it.median)));
+            if index == 0 {
+                cells.push(format!("{} - {}", metric.show(figure.min), metric.show(figure.max)));
+                cells.extend(baseline.map(|(name, base)| compared(row, figure, name, base)));
+            }
+        }
+        table.add_row(cells.into_iter().enumerate().map(|(column, text)| {
+            let left = matches!(column, 1 | 2);
+            let side = if left { CellAlignment::Left } else { CellAlignment::Right };
+            Cell::new(text).set_alignment(side)
+        }));
+    }
+    let mut text = format!("{}\n", outcome.title);
+    if table.row_count() > 0 {
+        // The presets leave blanks at the ends of lines.
+        for line in table.to_string().lines() {
+            text += line.trim_end();
+            text.push('\n');
+        }
+    }
+    for note in notes {
+        text += &note;
+        text.push('\n');
+    }
+    text + &noise(outcome)
+}
+
+/// Best first; those without a figure, in the order in which they took part, last.
+fn sorted(outcome: &Outcome) -> Vec<&Row> {
+    let headline = outcome.headline();
+    let worth = |row: &&Row| match (row.figures.get(&*headline.key), headline.better) {
+        (None, _) => f64::INFINITY,
+        (Some(it), Better::Less) => it.median,
+        (Some(it), Better::More) => -it.median,
+    };
+    let mut rows: Vec<_> = outcome.rows.iter().collect();
+    rows.sort_by(|one, other| worth(one).total_cmp(&worth(other)));
+    rows
+}
+
+/// Whether anybody has a figure of it.
+fn counted(outcome: &Outcome, metric: &Metric) -> bool {
+    outcome.rows.iter().any(|it| it.figures.contains_key(&*metric.key))
+}
+
+fn bar_title(metric: &Metric) -> String {
+    let better = match metric.better {
+        Better::Less => "shorter",
+        Better::More => "longer",
+    };
+    format!("({better} is better)")
+}
+
+fn bar(part: f64) -> String {
+    const EIGHTHS: [char; 8] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
+    let eighths = (part.clamp(0.0, 1.0) * (BAR * 8) as f64).round() as usize;
+    let mut bar = "█".repeat(eighths / 8);
+    if !eighths.is_multiple_of(8) {
+        bar.push(EIGHTHS[eighths % 8]);
+    }
+    bar
+}
+
+fn place(outcome: &Outcome, row: &Row) -> String {
+    let Some(rank) = row.rank else { return "?".to_owned() };
+    let shared = outcome.rows.iter().filter(|it| it.rank == Some(rank)).count() > 1;
+    format!("{}{rank}.", if shared { "=" } else { "" })
+}
+
+fn compared(row: &Row, figure: &Spread, name: &String, base: &Spread) -> String {
+    let ratio = figure.median / base.median;
+    if row.name != *name && !figure.ranks_against(base) {
+        return format!("~{ratio:.2}");
+    }
+    format!("{ratio:.2}")
+}
+
+/// How quiet the machine was, and what that means for the places.
+fn noise(outcome: &Outcome) -> String {
+    let work = outcome.calibration.iter().map(|it| it.cpu_ns as f64 / 1e6);
+    let stretch = outcome.calibration.iter().map(|it| it.wall_ns as f64 / it.cpu_ns as f64);
+    let (Some(work), Some(stretch)) = (Spread::of(work.collect()), Spread::of(stretch.collect()))
+    else {
+        return String::new();
+    };
+    let mut text = format!(
+        "   machine: the same work took {:.1} to {:.1} ms of CPU, and up to {:.2} times that on \
+         the clock",
+        work.min, work.max, stretch.max
+    );
+    let kernel = outcome.calibration.iter().map(|it| it.kernel_ns as f64);
+    if let Some(kernel) = Spread::of(kernel.collect()) {
+        text += &format!("; the kernel alone, a send and a recv: {:.0} ns", kernel.median);
+    }
+    if let Some(others) = &outcome.others {
+        text += &format!("; others used {:.0} % of the CPUs", others.median * 100.0);
+    }
+    text.push('\n');
+    if let Some(reason) = &outcome.unranked {
+        text += &format!("   too noisy to rank: {reason}\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_have_eighths() {
+        assert_eq!(bar(1.0).chars().count(), BAR);
+        assert_eq!(bar(0.0), "");
+        assert_eq!(bar(0.5 / 8.0 / BAR as f64 + 1.0 / BAR as f64), "█▏");
+        assert_eq!(bar(f64::NAN), "");
+    }
+}
