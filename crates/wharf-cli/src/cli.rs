@@ -74,7 +74,7 @@ pub(crate) struct Serve {
 
     /// Buffers of 8 KiB for each worker that may run: only so many connections at once have data
     /// that was received and not handled, or not sent on
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = number(1, 32_768))]
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = number(1, 32_768))]
     pub(crate) buffers: usize,
 
     /// How long a drain may take

@@ -55,7 +55,7 @@ impl Builder {
             setup: Setup {
                 concurrency: 0,
                 submissions: 256,
-                pool_count: 512,
+                pool_count: 4096,
                 pool_size: 8 << 10,
                 queue_limit: 1024,
                 post_limit: 1 << 20,
@@ -76,9 +76,9 @@ impl Builder {
     }
 
     /// The pool of each running slot: how many buffers, rounded up to a power of two of at most
-    /// 32,768, and how many bytes in each. By default 512 of 8 KiB. The memory is touched only as
-    /// it is used. A small pool stays in the processor's cache; when it is empty, receives wait
-    /// until a buffer comes back.
+    /// 32,768, and how many bytes in each. By default at most 4,096 of 8 KiB. A pool begins with
+    /// 32 buffers and grows by one whenever a receive finds none: it has as many as were ever
+    /// needed at the same time. At its full size receives wait until a buffer comes back.
     #[must_use]
     pub fn pool(mut self, buffers: usize, bytes: usize) -> Self {
         let buffers = buffers.clamp(1, 32_768).next_power_of_two();

@@ -319,6 +319,11 @@ impl Shared {
                 return None;
             }
             Step::Starve if op.flags.cancel => op.status = -sys::CANCELLED,
+            Step::Starve if self.lanes[lane].pool().grow() => {
+                // SAFETY: in flight, nothing outstanding, and the lock is held.
+                unsafe { handle.again(&mut state, operation) };
+                return None;
+            }
             Step::Starve => {
                 op.set_state(State::Waiting);
                 let again = std::mem::replace(&mut op.flags.starved, true);

@@ -2,6 +2,10 @@
 //!
 //! Where the kernel knows provided-buffer rings it takes a buffer by itself; elsewhere the driver
 //! waits for readiness first and takes one then. Either way an idle connection holds none.
+//!
+//! Buffers come back to the end of the kernel's queue, so all of them are used in turn. A pool
+//! begins with a few, which stay in the processor's cache, and grows by one whenever a receive
+//! finds none, up to its size: what was never needed is never touched, and costs no memory.
 
 use std::{
     collections::VecDeque,
@@ -30,6 +34,8 @@ pub(crate) struct Pool {
 }
 
 struct State {
+    /// How many buffers are in use or free; those from here on were never needed.
+    grown: u16,
     /// The free buffers, where the kernel takes them.
     provided: Option<Provided>,
     /// The free buffers, where we do.
@@ -46,6 +52,9 @@ impl std::fmt::Debug for Pool {
     }
 }
 
+/// How many buffers a pool begins with.
+const FIRST_BUFFERS: u16 = 32;
+
 impl Pool {
     /// `count` is a power of two. `provided` is where the kernel finds the buffers, if it does.
     pub(crate) fn new(count: u16, size: usize, provided: Option<Provided>) -> io::Result<Self> {
@@ -56,6 +65,7 @@ impl Pool {
             exhausted: AtomicUsize::new(0),
             starving: AtomicUsize::new(0),
             state: Mutex::new(State {
+                grown: 0,
                 provided,
                 free: Vec::with_capacity(usize::from(count)),
                 starving: VecDeque::new(),
@@ -63,7 +73,9 @@ impl Pool {
             resume: OnceLock::new(),
         };
         let mut state = pool.lock();
-        (0..count).rev().for_each(|id| pool.put(&mut state, id));
+        for _ in 0..FIRST_BUFFERS {
+            pool.grow_locked(&mut state);
+        }
         drop(state);
         Ok(pool)
     }
@@ -95,7 +107,26 @@ impl Pool {
 
     /// Takes a free buffer, where they are ours to take.
     pub(crate) fn take(&self) -> Option<u16> {
-        self.lock().free.pop()
+        let mut state = self.lock();
+        if state.free.is_empty() {
+            self.grow_locked(&mut state);
+        }
+        state.free.pop()
+    }
+
+    /// Adds a buffer for a receive that has found none. False: the pool has its full size.
+    pub(crate) fn grow(&self) -> bool {
+        self.grow_locked(&mut self.lock())
+    }
+
+    fn grow_locked(&self, state: &mut State) -> bool {
+        let grows = state.grown < self.count;
+        if grows {
+            let id = state.grown;
+            state.grown += 1;
+            self.put(state, id);
+        }
+        grows
     }
 
     /// How many buffers are free, if none lies in a completion that nobody has taken yet. Every
@@ -103,7 +134,7 @@ impl Pool {
     fn free(self: &Arc<Self>) -> usize {
         let state = self.lock();
         match state.provided {
-            Some(_) => usize::from(self.count).saturating_sub(Arc::strong_count(self) - 1),
+            Some(_) => usize::from(state.grown).saturating_sub(Arc::strong_count(self) - 1),
             None => state.free.len(),
         }
     }
