@@ -251,6 +251,10 @@ impl Handle {
                 };
             }
             queue.current = operation;
+            if op.request.direction() == Direction::In {
+                // Something may have come since the last receive.
+                state.emptied = false;
+            }
             // SAFETY: it is in flight from here on, and we hold the lock.
             match unsafe { self.submit(&mut state, operation) } {
                 Ok(lane) => foreign = lane,

@@ -319,7 +319,7 @@ impl Shared {
                 return None;
             }
             Step::Starve if op.flags.cancel => op.status = -sys::CANCELLED,
-            Step::Starve if self.lanes[lane].pool().grow() => {
+            Step::Starve if lane.pool().grow() => {
                 // SAFETY: in flight, nothing outstanding, and the lock is held.
                 unsafe { handle.again(&mut state, operation) };
                 return None;

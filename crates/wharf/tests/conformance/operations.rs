@@ -503,6 +503,31 @@ fn receives_wait_for_buffers_of_the_pool() {
     });
 }
 
+/// Would catch: a pool that stays at the buffers it began with, hands one out twice, or grows past
+/// its size.
+#[test]
+fn a_pool_grows_to_its_size_and_no_further() {
+    run(|| {
+        const SIZE: u8 = 64;
+        let port = build(crate::builder().concurrency(1).pool(SIZE.into(), 64));
+        let connections: Vec<_> = (0..SIZE + 3).map(|_| pair(&port)).collect();
+        let start = |number: u8| {
+            let (stream, peer) = &connections[usize::from(number)];
+            stream.recv(Buf::pooled()).unwrap();
+            (&*peer).write_all(&[number; 10]).unwrap();
+        };
+        (0..SIZE).for_each(start);
+        let mut held: Vec<_> = (0..SIZE).map(|_| received(next(&port))).collect();
+        assert_eq!(port.stats().buffers_exhausted, 0);
+        (SIZE..SIZE + 3).for_each(start);
+        until("they wait", || poll(&port).is_none() && port.stats().buffers_exhausted == 3);
+        let mut seen: Vec<_> = held.drain(..).map(|buf| buf.to_vec()).collect();
+        seen.extend((0..3).map(|_| received(next(&port)).to_vec()));
+        seen.sort();
+        assert_eq!(seen, (0..SIZE + 3).map(|number| vec![number; 10]).collect::<Vec<_>>());
+    });
+}
+
 /// Would catch: a receive that waits for a buffer and cannot be cancelled or closed, and one whose
 /// deadline does not count meanwhile.
 #[test]

@@ -409,7 +409,7 @@ impl Lane {
         }
     }
 
-    /// A receive right after one that emptied the socket finds nothing: it saves a futile try.
+    /// A receive that follows at once on one that emptied the socket finds nothing: it saves a try.
     fn poll_first(&self, op: &Operation) -> u16 {
         if op.flags.emptied && self.features.poll_first { POLL_FIRST } else { 0 }
     }
