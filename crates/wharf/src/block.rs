@@ -7,7 +7,6 @@
 //! steady state nothing is allocated.
 
 use std::{
-    io::IoSlice,
     net::Shutdown,
     ptr,
     sync::{
@@ -23,9 +22,9 @@ use crate::{
     buf::Buf,
     error::{Error, ErrorKind, Refused},
     port::PortShared,
-    raw::{self, Gather, Operation, Request, Started},
+    raw::{self, Gather, Operation, Request, Slice, Started},
     sync::lock,
-    sys::OwnedDescriptor,
+    sys::{self, Kind, OwnedDescriptor},
 };
 
 /// What an operation works with, by kind.
@@ -46,13 +45,27 @@ pub(crate) enum Payload {
     AcceptFirst(Buf),
     Connect(Box<SockAddr>),
     Shutdown(Shutdown),
+    /// A read at a position.
+    Read(Buf, u64),
+    ReadVectored(Box<Vectored>, u64),
+    /// A write at a position, or to the end.
+    Write(Buf, Option<u64>),
+    WriteVectored(Box<Vectored>, Option<u64>),
+    Sync {
+        data_only: bool,
+    },
+    Allocate {
+        offset: u64,
+        length: u64,
+    },
+    Truncate(u64),
 }
 
-/// The parts of a vectored send.
+/// The parts of a vectored operation.
 #[derive(Debug)]
 pub(crate) struct Vectored {
     pub(crate) bufs: Vec<Buf>,
-    slices: Vec<IoSlice<'static>>,
+    slices: Vec<Slice>,
     gather: Gather,
 }
 
@@ -134,16 +147,17 @@ impl<M> Default for Extras<M> {
 }
 
 impl<K, M> HandleShared<K, M> {
-    /// Associates a descriptor and makes it known to its port.
+    /// Associates a descriptor, of a kind that will do, and makes it known to its port.
     pub(crate) fn new(
         port: &Arc<PortShared<K, M>>,
         fd: OwnedDescriptor,
         key: K,
+        will_do: fn(Kind) -> Result<(), Error>,
     ) -> Result<Arc<Self>, Refused<OwnedDescriptor>> {
         let mut handles = lock(&port.handles);
         let entry = handles.vacant_entry();
         let slot = entry.key();
-        let raw = port.raw.associate(fd, slot)?;
+        let raw = port.raw.associate_if(fd, slot, will_do)?;
         let spare = Spare { first: ptr::null_mut(), length: 0 };
         let last = AtomicPtr::new(ptr::null_mut());
         let handle =
@@ -208,10 +222,8 @@ impl<K, M> HandleShared<K, M> {
                 // SAFETY: it is not in flight, so the block is ours alone again.
                 let fields = unsafe { &mut *block };
                 let mut payload = std::mem::replace(&mut fields.payload, Payload::Idle);
-                if let Payload::Recv(buf, _) = &mut payload {
-                    // SAFETY: the kernel has written that many bytes from the room's start.
-                    unsafe { buf.set_filled(bytes) };
-                }
+                // SAFETY: the kernel has written that many bytes from the room's start.
+                unsafe { payload.set_filled(bytes) };
                 let context = fields.context.take();
                 fields.handle = None;
                 self.put_block(block);
@@ -319,6 +331,50 @@ impl Payload {
             Self::Accept { .. } | Self::AcceptFirst(_) => "accept",
             Self::Connect(_) => "connect",
             Self::Shutdown(_) => "shutdown",
+            Self::Read(..) | Self::ReadVectored(..) => "read",
+            Self::Write(..) | Self::WriteVectored(..) => "write",
+            Self::Sync { .. } => "sync",
+            Self::Allocate { .. } => "allocate",
+            Self::Truncate(_) => "truncate",
+        }
+    }
+
+    /// What a completion's status means for it.
+    pub(crate) fn error(&self, status: i32, handle: &raw::Handle) -> Error {
+        let error = Error::from_status(status, self.name());
+        if error.kind() == ErrorKind::InvalidInput && self.may_be_misaligned(handle) {
+            return error.with_remedy(
+                "direct I/O asks for positions, lengths and buffers that are multiples of what \
+                 File::alignment says: take them from Buf::aligned",
+            );
+        }
+        error
+    }
+
+    fn may_be_misaligned(&self, handle: &raw::Handle) -> bool {
+        let moves = matches!(
+            self,
+            Self::Read(..) | Self::ReadVectored(..) | Self::Write(..) | Self::WriteVectored(..)
+        );
+        moves && sys::file::is_direct(handle.fd())
+    }
+
+    /// Says how much the kernel has put into what was received or read into. What came from the
+    /// pool lies in another buffer, which replaces this one in the packet.
+    ///
+    /// # Safety
+    ///
+    /// So many bytes have been written there, from the start of the room on.
+    pub(crate) unsafe fn set_filled(&mut self, bytes: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                Self::Recv(buf, _) | Self::AcceptFirst(buf) | Self::Read(buf, _) => {
+                    buf.set_filled(bytes);
+                }
+                Self::ReadVectored(vectored, _) => vectored.set_filled(bytes),
+                _ => {}
+            }
         }
     }
 
@@ -328,7 +384,7 @@ impl Payload {
             Self::Idle | Self::Posted => return Err(Error::of(ErrorKind::InvalidInput, "start")),
             Self::Recv(buf, _) if buf.wants_pool() => Request::ReceivePooled { repeat: false },
             Self::Recv(buf, exact) => {
-                let (buffer, room) = writable(buf)?;
+                let (buffer, room) = writable("recv", buf)?;
                 match exact {
                     // No room: the zero-byte receive.
                     None if room == 0 => Request::Readable,
@@ -345,7 +401,7 @@ impl Payload {
             Self::SendVectored(vectored) => Request::SendVectored { gather: vectored.gather()? },
             Self::Accept { repeat } => Request::Accept { repeat: *repeat },
             Self::AcceptFirst(buf) => {
-                let (buffer, length) = writable(buf)?;
+                let (buffer, length) = writable("accept_first", buf)?;
                 if length == 0 {
                     return Err(Error::of(ErrorKind::InvalidInput, "accept_first")
                         .with_remedy("the buffer needs room for at least one byte"));
@@ -356,15 +412,71 @@ impl Payload {
                 Request::Connect { address: address.as_ptr().cast(), length: address.len() }
             }
             Self::Shutdown(how) => Request::Shutdown { how: *how },
+            Self::Read(buf, offset) if buf.wants_pool() => {
+                Request::ReadPooled { offset: range("read", *offset, 1 << 30)? }
+            }
+            Self::Read(buf, offset) => {
+                let (buffer, length) = writable("read", buf)?;
+                Request::Read {
+                    buffer,
+                    length: some("read", length)?,
+                    offset: range("read", *offset, length as u64)?,
+                }
+            }
+            Self::ReadVectored(vectored, offset) => {
+                let (scatter, length) = vectored.scatter()?;
+                some("read", length)?;
+                Request::ReadVectored { scatter, offset: range("read", *offset, length as u64)? }
+            }
+            Self::Write(buf, offset) => Request::Write {
+                buffer: buf.as_ptr(),
+                length: buf.len(),
+                offset: place(*offset, buf.len())?,
+            },
+            Self::WriteVectored(vectored, offset) => {
+                let length = vectored.bufs.iter().map(|buf| buf.len()).sum();
+                Request::WriteVectored {
+                    gather: vectored.gather()?,
+                    offset: place(*offset, length)?,
+                }
+            }
+            Self::Sync { data_only } => Request::Sync { data_only: *data_only },
+            Self::Allocate { offset, length } => {
+                Request::Allocate { offset: range("allocate", *offset, *length)?, length: *length }
+            }
+            Self::Truncate(length) => Request::Truncate { length: range("truncate", *length, 0)? },
         })
     }
 }
 
-fn writable(buf: &mut Buf) -> Result<(*mut u8, usize), Error> {
+fn writable(action: &'static str, buf: &mut Buf) -> Result<(*mut u8, usize), Error> {
     buf.room().ok_or_else(|| {
-        Error::of(ErrorKind::InvalidInput, "recv")
+        Error::of(ErrorKind::InvalidInput, action)
             .with_remedy("receive into a Vec, a Box<[u8]>, a BytesMut or a pooled buffer")
     })
+}
+
+/// A position from which so many bytes can be counted.
+fn range(action: &'static str, offset: u64, length: u64) -> Result<u64, Error> {
+    match offset.checked_add(length) {
+        Some(end) if i64::try_from(end).is_ok() => Ok(offset),
+        _ => Err(Error::of(ErrorKind::InvalidInput, action)
+            .with_remedy("positions in a file go up to 2^63 - 1")),
+    }
+}
+
+/// The same for a write, which may also go to the end.
+fn place(offset: Option<u64>, length: usize) -> Result<u64, Error> {
+    offset.map_or(Ok(Request::APPEND), |offset| range("write", offset, length as u64))
+}
+
+/// A length that is not zero: a read of nothing would look like the end of the file.
+fn some(action: &'static str, length: usize) -> Result<usize, Error> {
+    if length > 0 {
+        return Ok(length);
+    }
+    Err(Error::of(ErrorKind::InvalidInput, action)
+        .with_remedy("the buffer needs room for at least one byte"))
 }
 
 impl Vectored {
@@ -372,18 +484,47 @@ impl Vectored {
         Self { bufs, slices: Vec::new(), gather: Gather::new(ptr::null_mut(), 0) }
     }
 
-    fn gather(&mut self) -> Result<*mut Gather, Error> {
+    fn begin(&mut self) -> Result<(), Error> {
         if self.bufs.len() > Gather::MAX_SLICES {
-            return Err(Error::of(ErrorKind::InvalidInput, "send_vectored")
-                .with_remedy("at most 1,024 buffers go into one send"));
+            return Err(Error::of(ErrorKind::InvalidInput, "vectored")
+                .with_remedy("at most 1,024 buffers go into one operation"));
         }
         self.slices.clear();
-        self.slices.extend(self.bufs.iter().map(|buf| {
-            // SAFETY: the bytes belong to `bufs`, which stays unchanged, and alive beside the
-            // slices, as long as the operation; the slices are given to nobody but the driver.
-            IoSlice::new(unsafe { std::slice::from_raw_parts(buf.as_ptr(), buf.len()) })
-        }));
+        Ok(())
+    }
+
+    fn gather(&mut self) -> Result<*mut Gather, Error> {
+        self.begin()?;
+        let slices = self.bufs.iter().map(|buf| Slice::new(buf.as_ptr().cast_mut(), buf.len()));
+        self.slices.extend(slices);
         self.gather = Gather::new(self.slices.as_mut_ptr(), self.slices.len());
         Ok(&raw mut self.gather)
+    }
+
+    /// The rooms of the buffers, to read into, and how many bytes fit.
+    fn scatter(&mut self) -> Result<(*mut Gather, usize), Error> {
+        self.begin()?;
+        let mut total = 0;
+        for buf in &mut self.bufs {
+            let (address, room) = writable("read", buf)?;
+            total += room;
+            self.slices.push(Slice::new(address, room));
+        }
+        self.gather = Gather::new(self.slices.as_mut_ptr(), self.slices.len());
+        Ok((&raw mut self.gather, total))
+    }
+
+    /// Says how much a read has put into the buffers, from the first on.
+    ///
+    /// # Safety
+    ///
+    /// So many bytes of their rooms, taken together, are initialised.
+    pub(crate) unsafe fn set_filled(&mut self, mut bytes: usize) {
+        for buf in &mut self.bufs {
+            let part = bytes.min(buf.capacity());
+            // SAFETY: the caller's promise.
+            unsafe { buf.set_filled(part) };
+            bytes -= part;
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! Buffers that operations own.
 
 use std::{
+    alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
     fmt,
     ops::{Deref, DerefMut},
+    ptr::NonNull,
     sync::Arc,
 };
 
@@ -13,12 +15,13 @@ use crate::sys::pool::Pool;
 /// A buffer that an operation owns until its packet gives it back.
 ///
 /// It is made from a `Vec<u8>`, a `Box<[u8]>`, a `&'static [u8]` or `&'static str`, `Bytes` or
-/// `BytesMut`, or it stands for one of the port's pool ([`Buf::pooled`]), which a receive takes
-/// when data is there. It derefs to the bytes it holds.
+/// `BytesMut`, or aligned for direct I/O ([`Buf::aligned`]), or it stands for one of the port's
+/// pool ([`Buf::pooled`]), which a receive takes when data is there. It derefs to the bytes it
+/// holds.
 ///
-/// A send sends what the buffer holds. A receive *replaces* what it holds: it fills the buffer
-/// from its start, up to its capacity. So one buffer can go round: received into, sent, received
-/// into again.
+/// A send or a write takes what the buffer holds. A receive or a read *replaces* what it holds: it
+/// fills the buffer from its start, up to its capacity. So one buffer can go round: received into,
+/// sent, received into again.
 ///
 /// ```
 /// use wharf::Buf;
@@ -44,6 +47,7 @@ enum Kind {
     Bytes(Bytes),
     BytesMut(BytesMut),
     Pooled(Pooled),
+    Aligned(Aligned),
 }
 
 impl Buf {
@@ -60,6 +64,24 @@ impl Buf {
         Self(Kind::Vec(Vec::with_capacity(bytes)))
     }
 
+    /// So many zero bytes at an address that is a multiple of `alignment`, which is rounded up to a
+    /// power of two: what direct I/O asks for, see [`File::alignment`](crate::File::alignment).
+    ///
+    /// ```
+    /// let mut buf = wharf::Buf::aligned(8192, 4096);
+    /// assert!(buf.len() == 8192 && buf.as_ptr().addr() % 4096 == 0);
+    /// buf.as_mut().unwrap()[0] = 1;
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If no memory can have this size or alignment.
+    #[must_use]
+    #[doc(alias = "FILE_FLAG_NO_BUFFERING")]
+    pub fn aligned(bytes: usize, alignment: usize) -> Self {
+        Self(Kind::Aligned(Aligned::new(bytes, alignment)))
+    }
+
     /// How many bytes a receive can put into it: 0 for what cannot be written to, and for one
     /// that has yet to come from the pool.
     #[must_use]
@@ -69,6 +91,7 @@ impl Buf {
             Kind::Boxed { data, .. } => data.len(),
             Kind::BytesMut(bytes) => bytes.capacity(),
             Kind::Pooled(pooled) => pooled.pool.size(),
+            Kind::Aligned(aligned) => aligned.layout.size(),
             Kind::Pool | Kind::Static(_) | Kind::Bytes(_) => 0,
         }
     }
@@ -82,6 +105,7 @@ impl Buf {
             Kind::Bytes(bytes) => bytes.truncate(length),
             Kind::BytesMut(bytes) => bytes.truncate(length),
             Kind::Pooled(pooled) => pooled.length = pooled.length.min(length),
+            Kind::Aligned(aligned) => aligned.filled = aligned.filled.min(length),
             Kind::Pool => {}
         }
     }
@@ -93,6 +117,7 @@ impl Buf {
             Kind::Boxed { data, filled } => Some(&mut data[..*filled]),
             Kind::BytesMut(bytes) => Some(bytes),
             Kind::Pooled(pooled) => Some(pooled),
+            Kind::Aligned(aligned) => Some(aligned),
             Kind::Pool | Kind::Static(_) | Kind::Bytes(_) => None,
         }
     }
@@ -111,11 +136,13 @@ impl Buf {
             Kind::Bytes(bytes) => bytes.into(),
             Kind::Static(data) => data.to_vec(),
             Kind::Pooled(pooled) => pooled.to_vec(),
+            Kind::Aligned(aligned) => aligned.to_vec(),
             Kind::Pool => Vec::new(),
         }
     }
 
-    /// The bytes as `Bytes`: shared where that is possible, or a copy of a pooled buffer.
+    /// The bytes as `Bytes`: shared where that is possible, or a copy of a pooled or aligned
+    /// buffer.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
         match self.0 {
@@ -138,6 +165,7 @@ impl Buf {
             Kind::Boxed { data, .. } => Some((data.as_mut_ptr(), data.len())),
             Kind::BytesMut(bytes) => Some((bytes.as_mut_ptr(), bytes.capacity())),
             Kind::Pooled(pooled) => Some((pooled.pool.address(pooled.id), pooled.pool.size())),
+            Kind::Aligned(aligned) => Some((aligned.data.as_ptr(), aligned.layout.size())),
             Kind::Pool | Kind::Static(_) | Kind::Bytes(_) => None,
         }
     }
@@ -155,6 +183,7 @@ impl Buf {
             // SAFETY: as for the vector.
             Kind::BytesMut(buffer) => unsafe { buffer.set_len(bytes) },
             Kind::Pooled(pooled) => pooled.length = bytes,
+            Kind::Aligned(aligned) => aligned.filled = bytes,
             Kind::Pool | Kind::Static(_) | Kind::Bytes(_) => {}
         }
     }
@@ -171,6 +200,7 @@ impl Deref for Buf {
             Kind::Bytes(bytes) => bytes,
             Kind::BytesMut(bytes) => bytes,
             Kind::Pooled(pooled) => pooled,
+            Kind::Aligned(aligned) => aligned,
             Kind::Pool => &[],
         }
     }
@@ -192,6 +222,7 @@ impl fmt::Debug for Buf {
             Kind::Bytes(_) => "Bytes",
             Kind::BytesMut(_) => "BytesMut",
             Kind::Pooled(_) => "Pooled",
+            Kind::Aligned(_) => "Aligned",
         };
         write!(f, "Buf::{kind}({} of {} bytes)", self.len(), self.capacity().max(self.len()))
     }
@@ -286,5 +317,59 @@ impl fmt::Debug for Pooled {
 impl Drop for Pooled {
     fn drop(&mut self) {
         self.pool.give_back(self.id);
+    }
+}
+
+/// Memory at an aligned address, all of it initialised, of which the first `filled` bytes count.
+struct Aligned {
+    data: NonNull<u8>,
+    layout: Layout,
+    filled: usize,
+}
+
+// SAFETY: it owns its memory, as a box does.
+unsafe impl Send for Aligned {}
+// SAFETY: as for Send; what is shared can only be read.
+unsafe impl Sync for Aligned {}
+
+impl Aligned {
+    fn new(bytes: usize, alignment: usize) -> Self {
+        let layout = alignment.checked_next_power_of_two();
+        let layout = layout.and_then(|power| Layout::from_size_align(bytes, power).ok());
+        let Some(layout) = layout else { panic!("{bytes} bytes at {alignment}: too large") };
+        let data = if bytes == 0 {
+            // Any aligned address will do.
+            std::ptr::without_provenance_mut(layout.align())
+        } else {
+            // SAFETY: the size is not zero.
+            unsafe { alloc_zeroed(layout) }
+        };
+        let Some(data) = NonNull::new(data) else { handle_alloc_error(layout) };
+        Self { data, layout, filled: bytes }
+    }
+}
+
+impl Deref for Aligned {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the memory is ours and initialised, and `filled` is no more than its size.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.filled) }
+    }
+}
+
+impl DerefMut for Aligned {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for deref, and borrowed for us alone.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.filled) }
+    }
+}
+
+impl Drop for Aligned {
+    fn drop(&mut self) {
+        if self.layout.size() > 0 {
+            // SAFETY: allocated with this layout, and dropped once.
+            unsafe { dealloc(self.data.as_ptr(), self.layout) };
+        }
     }
 }

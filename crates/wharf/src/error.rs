@@ -39,6 +39,17 @@ pub enum ErrorKind {
     AddressNotAvailable,
     /// The system does not let this process do it.
     PermissionDenied,
+    /// There is no such file.
+    #[doc(alias = "ERROR_FILE_NOT_FOUND")]
+    NotFound,
+    /// The file exists already.
+    #[doc(alias = "ERROR_FILE_EXISTS")]
+    AlreadyExists,
+    /// It is a directory.
+    IsADirectory,
+    /// The disk is full, or the quota used up, or the file as large as files may be.
+    #[doc(alias = "ERROR_DISK_FULL")]
+    StorageFull,
     /// The system cannot do it.
     Unsupported,
     /// The port was made before a fork, and this is the child.
@@ -145,6 +156,8 @@ fn remedy(kind: ErrorKind) -> &'static str {
         }
         ErrorKind::AddressInUse => "choose another port, or end the program that has this one",
         ErrorKind::AddressNotAvailable => "use an address of this machine (ip addr lists them)",
+        ErrorKind::IsADirectory => "give the name of a file",
+        ErrorKind::StorageFull => "make room on the disk, or raise the limit that is reached",
         ErrorKind::Forked => "make a new port in the child",
         ErrorKind::Busy => "wait for the packet of the operation first",
         _ => "",
@@ -175,6 +188,10 @@ impl fmt::Display for Error {
                     ErrorKind::AddressInUse => "the address is in use",
                     ErrorKind::AddressNotAvailable => "the address is not available",
                     ErrorKind::PermissionDenied => "not permitted",
+                    ErrorKind::NotFound => "there is no such file",
+                    ErrorKind::AlreadyExists => "it exists already",
+                    ErrorKind::IsADirectory => "it is a directory",
+                    ErrorKind::StorageFull => "no room left",
                     ErrorKind::Unsupported => "not supported",
                     ErrorKind::Forked => "the port belongs to the process before the fork",
                     ErrorKind::Other => "failed",
@@ -212,6 +229,10 @@ impl From<Error> for io::Error {
             ErrorKind::AddressInUse => io::ErrorKind::AddrInUse,
             ErrorKind::AddressNotAvailable => io::ErrorKind::AddrNotAvailable,
             ErrorKind::PermissionDenied => io::ErrorKind::PermissionDenied,
+            ErrorKind::NotFound => io::ErrorKind::NotFound,
+            ErrorKind::AlreadyExists => io::ErrorKind::AlreadyExists,
+            ErrorKind::IsADirectory => io::ErrorKind::IsADirectory,
+            ErrorKind::StorageFull => io::ErrorKind::StorageFull,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
             ErrorKind::QueueFull => io::ErrorKind::WouldBlock,
             ErrorKind::Busy => io::ErrorKind::ResourceBusy,

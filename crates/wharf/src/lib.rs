@@ -43,6 +43,7 @@
 mod block;
 mod buf;
 mod error;
+mod file;
 mod port;
 mod probe;
 pub mod raw;
@@ -57,6 +58,7 @@ pub use crate::{
     block::OpId,
     buf::{Buf, Pooled},
     error::{Error, ErrorKind, Refused, Result},
+    file::{File, OpenOptions},
     port::{Builder, Op, Packet, Port, Turn},
     probe::{Feature, probe},
     raw::Wait,

@@ -15,6 +15,7 @@ use crate::{
     block::{Block, HandleShared, Payload},
     buf::Buf,
     error::{Error, ErrorKind, Refused, Result},
+    file::File,
     raw::{
         self, Completion, Operation, Wait,
         port::{Setup, deadline, left},
@@ -22,7 +23,7 @@ use crate::{
     stats::Stats,
     sync::lock,
     sys::OwnedDescriptor,
-    tcp::{Incoming, Listener, Stream},
+    tcp::{Incoming, Listener, Stream, streams},
     workers::Workers,
 };
 
@@ -97,8 +98,8 @@ impl Builder {
         self
     }
 
-    /// How many operations may wait behind another in one direction of a handle. By default
-    /// 1,024; one more is refused with `QueueFull`.
+    /// How many operations may wait behind another in one direction of a handle, and how many of
+    /// a file may be in flight. By default 1,024; one more is refused with `QueueFull`.
     #[must_use]
     pub fn queue_limit(mut self, operations: u32) -> Self {
         self.setup.queue_limit = operations;
@@ -313,6 +314,57 @@ pub enum Op<K: 'static, M: 'static = ()> {
         /// The connection.
         stream: Stream<K, M>,
     },
+    /// A read is over. Less than fits into the buffer: the file ends there. Zero bytes: it ends
+    /// before.
+    #[doc(alias = "ReadFile")]
+    Read {
+        /// The file.
+        file: File<K, M>,
+        /// The buffer, holding what was read.
+        buf: Buf,
+    },
+    /// The same for a vectored read.
+    #[doc(alias = "ReadFileScatter")]
+    ReadVectored {
+        /// The file.
+        file: File<K, M>,
+        /// The buffers, filled one after the other.
+        bufs: Vec<Buf>,
+    },
+    /// A write is over: all has been written, or the result says why not and
+    /// [`Packet::bytes`](Packet#structfield.bytes) how much has.
+    #[doc(alias = "WriteFile")]
+    Write {
+        /// The file.
+        file: File<K, M>,
+        /// The buffer, as it was.
+        buf: Buf,
+    },
+    /// The same for a vectored write.
+    #[doc(alias = "WriteFileGather")]
+    WriteVectored {
+        /// The file.
+        file: File<K, M>,
+        /// The buffers, as they were.
+        bufs: Vec<Buf>,
+    },
+    /// What was written is on the disk.
+    #[doc(alias = "FlushFileBuffers")]
+    Sync {
+        /// The file.
+        file: File<K, M>,
+    },
+    /// The disk has room for a part of a file.
+    Allocate {
+        /// The file.
+        file: File<K, M>,
+    },
+    /// A file has its new size.
+    #[doc(alias = "SetEndOfFile")]
+    SetLen {
+        /// The file.
+        file: File<K, M>,
+    },
     /// A value that was posted.
     #[doc(alias = "PostQueuedCompletionStatus")]
     Posted(M),
@@ -364,7 +416,7 @@ where
         for address in address.to_socket_addrs().map_err(|_| last)? {
             match bind(address) {
                 Ok(socket) => {
-                    return HandleShared::new(self.shared(), socket.into(), key)
+                    return HandleShared::new(self.shared(), socket.into(), key, streams)
                         .map(Listener::from_shared)
                         .map_err(Error::from);
                 }
@@ -411,7 +463,7 @@ where
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)
             .and_then(|socket| socket.set_tcp_nodelay(true).map(|()| socket))
             .map_err(|error| Error::from_io(&error, "connect"))?;
-        Ok(Stream::from_shared(HandleShared::new(self.shared(), socket.into(), key)?))
+        Ok(Stream::from_shared(HandleShared::new(self.shared(), socket.into(), key, streams)?))
     }
 
     /// Associates a connected (or not yet connected) stream socket: a `std::net::TcpStream`, a
@@ -426,7 +478,7 @@ where
         socket: impl Into<OwnedDescriptor>,
         key: K,
     ) -> Result<Stream<K, M>, Refused<OwnedDescriptor>> {
-        HandleShared::new(self.shared(), socket.into(), key).map(Stream::from_shared)
+        HandleShared::new(self.shared(), socket.into(), key, streams).map(Stream::from_shared)
     }
 
     /// Associates a listening socket: a `std::net::TcpListener`, a `socket2::Socket`.
@@ -439,7 +491,7 @@ where
         socket: impl Into<OwnedDescriptor>,
         key: K,
     ) -> Result<Listener<K, M>, Refused<OwnedDescriptor>> {
-        HandleShared::new(self.shared(), socket.into(), key).map(Listener::from_shared)
+        HandleShared::new(self.shared(), socket.into(), key, streams).map(Listener::from_shared)
     }
 
     // ---- Packets ------------------------------------------------------------------------
@@ -637,11 +689,8 @@ impl<K, M> PortShared<K, M> {
             let fields = unsafe { &mut *block };
             context = fields.context.take();
             let mut done = std::mem::replace(&mut fields.payload, Payload::Idle);
-            if let Payload::Recv(buf, _) | Payload::AcceptFirst(buf) = &mut done {
-                // SAFETY: the kernel has written that many bytes from the room's start. A receive
-                // from the pool has written to another buffer, which replaces this one below.
-                unsafe { buf.set_filled(bytes) };
-            }
+            // SAFETY: the kernel has written that many bytes to what the payload has room for.
+            unsafe { done.set_filled(bytes) };
             payload = done;
             let Some(owner) = fields.handle.take() else {
                 // Posted.
@@ -664,21 +713,39 @@ impl<K, M> PortShared<K, M> {
         }
         let result = match status {
             0 => Ok(bytes),
-            _ => Err(Error::from_status(status, payload.name())),
+            _ => Err(payload.error(status, &handle.raw)),
         };
         let serial = completion.serial.then(|| handle.clone());
-        let stream = Stream::from_shared(handle);
+        let (stream, file) = (Stream::from_shared, File::from_shared);
         let op = match payload {
-            Payload::Recv(buf, _) => Op::Recv { stream, buf: buffer.map_or(buf, Buf::from) },
-            Payload::RecvEach => {
-                Op::Recv { stream, buf: buffer.map_or_else(Buf::pooled, Buf::from) }
+            Payload::Recv(buf, _) => {
+                Op::Recv { stream: stream(handle), buf: buffer.map_or(buf, Buf::from) }
             }
-            Payload::Send(buf) => Op::Send { stream, buf },
-            Payload::SendVectored(vectored) => Op::SendVectored { stream, bufs: vectored.bufs },
-            Payload::Accept { .. } => accept(stream, accepted, None),
-            Payload::AcceptFirst(buf) => accept(stream, accepted, Some(buf)),
-            Payload::Connect(_) => Op::Connect { stream },
-            Payload::Shutdown(_) => Op::Shutdown { stream },
+            Payload::RecvEach => {
+                let buf = buffer.map_or_else(Buf::pooled, Buf::from);
+                Op::Recv { stream: stream(handle), buf }
+            }
+            Payload::Send(buf) => Op::Send { stream: stream(handle), buf },
+            Payload::SendVectored(vectored) => {
+                Op::SendVectored { stream: stream(handle), bufs: vectored.bufs }
+            }
+            Payload::Accept { .. } => accept(handle, accepted, None),
+            Payload::AcceptFirst(buf) => accept(handle, accepted, Some(buf)),
+            Payload::Connect(_) => Op::Connect { stream: stream(handle) },
+            Payload::Shutdown(_) => Op::Shutdown { stream: stream(handle) },
+            Payload::Read(buf, _) => {
+                Op::Read { file: file(handle), buf: buffer.map_or(buf, Buf::from) }
+            }
+            Payload::ReadVectored(vectored, _) => {
+                Op::ReadVectored { file: file(handle), bufs: vectored.bufs }
+            }
+            Payload::Write(buf, _) => Op::Write { file: file(handle), buf },
+            Payload::WriteVectored(vectored, _) => {
+                Op::WriteVectored { file: file(handle), bufs: vectored.bufs }
+            }
+            Payload::Sync { .. } => Op::Sync { file: file(handle) },
+            Payload::Allocate { .. } => Op::Allocate { file: file(handle) },
+            Payload::Truncate(_) => Op::SetLen { file: file(handle) },
             Payload::Idle | Payload::Posted => unreachable!("never started on a handle"),
         };
         Some(Packet { op, result, bytes, context, more, turn: Turn(serial) })
@@ -686,13 +753,13 @@ impl<K, M> PortShared<K, M> {
 }
 
 fn accept<K, M>(
-    stream: Stream<K, M>,
+    handle: Arc<HandleShared<K, M>>,
     accepted: Option<OwnedDescriptor>,
     first: Option<Buf>,
 ) -> Op<K, M> {
-    let port = stream.shared.port.clone();
+    let port = handle.port.clone();
     let incoming = accepted.map(|fd| Incoming::new(fd, port));
-    Op::Accept { listener: Listener::from_shared(stream.shared), incoming, first }
+    Op::Accept { listener: Listener::from_shared(handle), incoming, first }
 }
 
 impl<K, M> Drop for Owner<K, M> {

@@ -61,6 +61,12 @@ pub fn probe() -> Result<Vec<Feature>> {
             gives: "no futile receive on an empty socket; without it the kernel tries each time",
         },
         Feature {
+            name: "IORING_OP_FTRUNCATE",
+            present: found.truncate,
+            since: "6.9",
+            gives: "cutting files without waiting; without it the thread that starts it does it",
+        },
+        Feature {
             name: "IORING_ENTER_NO_IOWAIT",
             present: found.no_iowait,
             since: "6.15",

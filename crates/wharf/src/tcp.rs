@@ -16,6 +16,7 @@ use crate::{
     error::{Error, ErrorKind, Refused, Result},
     port::PortShared,
     start::Start,
+    sys::Kind,
     sys::OwnedDescriptor,
 };
 
@@ -78,6 +79,16 @@ fn address(address: std::io::Result<SockAddr>) -> Result<SocketAddr> {
         .map_err(|error| Error::from_io(&error, "address"))?
         .as_socket()
         .ok_or_else(|| Error::of(ErrorKind::Unsupported, "address"))
+}
+
+/// What bytes can be received from and sent to, in order.
+pub(crate) fn streams(kind: Kind) -> Result<()> {
+    match kind {
+        Kind::Socket | Kind::Pipe => Ok(()),
+        Kind::File => Err(Error::of(ErrorKind::InvalidInput, "associate")
+            .with_remedy("a file has positions: see File::associate")),
+        Kind::Directory => Err(Error::of(ErrorKind::IsADirectory, "associate")),
+    }
 }
 
 fn refused(refused: Refused<Payload>) -> Refused<Buf> {
@@ -500,7 +511,7 @@ impl<K, M> Incoming<K, M> {
     ///
     /// `Closed` if the port is closed. The connection is closed then.
     pub fn associate(self, key: K) -> Result<Stream<K, M>> {
-        Ok(Stream::from_shared(HandleShared::new(&self.port, self.fd, key)?))
+        Ok(Stream::from_shared(HandleShared::new(&self.port, self.fd, key, streams)?))
     }
 
     /// The address of the peer.

@@ -3,7 +3,8 @@
 //!
 //! The kernel gets one receive and one send of a socket at a time. Four receives that io_uring
 //! holds for one socket complete in reverse, and the bytes of two sends interleave once the
-//! socket's buffer is full; with one each, order is the order of starting.
+//! socket's buffer is full; with one each, order is the order of starting. What says itself where
+//! in a file it works goes to the kernel at once.
 
 use std::{
     net::Shutdown,
@@ -18,10 +19,11 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     sync::lock,
-    sys::{self, OwnedDescriptor, RawDescriptor},
+    sys::{self, Identity, Kind, OwnedDescriptor, RawDescriptor},
 };
 
-/// Operations of one direction: one in the kernel, the others behind it.
+/// Operations of one direction: one in the kernel, the others behind it. Where there is no order,
+/// all of them are in the list.
 #[derive(Debug)]
 struct Queue {
     current: *mut Operation,
@@ -42,6 +44,7 @@ impl Queue {
         // SAFETY: the caller's promise; the last one is alive because it is in this queue.
         unsafe {
             (*operation).next = ptr::null_mut();
+            (*operation).previous = self.last;
             if self.last.is_null() {
                 self.first = operation;
             } else {
@@ -57,38 +60,55 @@ impl Queue {
         if operation.is_null() {
             return None;
         }
-        // SAFETY: what is in this queue is alive.
-        self.first = unsafe { (*operation).next };
-        if self.first.is_null() {
-            self.last = ptr::null_mut();
-        }
-        self.length -= 1;
+        // SAFETY: it is in this queue.
+        unsafe { self.unlink(operation) };
         Some(operation)
     }
 
-    fn remove(&mut self, operation: *mut Operation) -> bool {
-        let mut previous = ptr::null_mut::<Operation>();
-        let mut at = self.first;
-        while !at.is_null() {
-            // SAFETY: what is in this queue is alive, the previous one as well.
-            unsafe {
-                if at == operation {
-                    if previous.is_null() {
-                        self.first = (*at).next;
-                    } else {
-                        (*previous).next = (*at).next;
-                    }
-                    if self.last == at {
-                        self.last = previous;
-                    }
-                    self.length -= 1;
-                    return true;
-                }
-                previous = at;
-                at = (*at).next;
+    /// # Safety
+    ///
+    /// `operation` is in this queue.
+    unsafe fn unlink(&mut self, operation: *mut Operation) {
+        // SAFETY: the caller's promise; what is in this queue is alive, its neighbours as well.
+        unsafe {
+            let (previous, next) = ((*operation).previous, (*operation).next);
+            if previous.is_null() {
+                self.first = next;
+            } else {
+                (*previous).next = next;
             }
+            if next.is_null() {
+                self.last = previous;
+            } else {
+                (*next).previous = previous;
+            }
+            ((*operation).previous, (*operation).next) = (ptr::null_mut(), ptr::null_mut());
         }
-        false
+        self.length -= 1;
+    }
+
+    /// Takes an operation out that is either in this queue or in none.
+    ///
+    /// # Safety
+    ///
+    /// It is alive.
+    unsafe fn leave(&mut self, operation: *mut Operation) -> bool {
+        // SAFETY: the caller's promise.
+        let linked = self.first == operation || unsafe { !(*operation).previous.is_null() };
+        if linked {
+            // SAFETY: all but the first of a queue have one before them.
+            unsafe { self.unlink(operation) };
+        }
+        linked
+    }
+
+    fn remove(&mut self, operation: *mut Operation) -> bool {
+        let found = self.contains(operation);
+        if found {
+            // SAFETY: it is in this queue.
+            unsafe { self.unlink(operation) };
+        }
+        found
     }
 
     fn contains(&self, operation: *mut Operation) -> bool {
@@ -112,7 +132,7 @@ pub(crate) struct Queues {
     output: Queue,
     /// Finished operations of a serial handle whose packets wait for the one that is out.
     deferred: Queue,
-    /// Accepts that have their connection and wait for its first data.
+    /// Accepts that have their connection and wait for its first data, and what has no order.
     floating: Queue,
     serial: bool,
     /// A packet of this serial handle is out.
@@ -131,6 +151,7 @@ pub(crate) struct Queues {
 #[derive(Debug)]
 pub struct Handle {
     fd: OwnedDescriptor,
+    identity: Identity,
     key: usize,
     port: Arc<Shared>,
     state: Mutex<Queues>,
@@ -143,7 +164,12 @@ unsafe impl Send for Handle {}
 unsafe impl Sync for Handle {}
 
 impl Handle {
-    pub(crate) fn new(fd: OwnedDescriptor, key: usize, port: Arc<Shared>) -> Self {
+    pub(crate) fn new(
+        fd: OwnedDescriptor,
+        identity: Identity,
+        key: usize,
+        port: Arc<Shared>,
+    ) -> Self {
         let lane = port.some_lane();
         let state = Queues {
             input: Queue::new(),
@@ -157,7 +183,12 @@ impl Handle {
             emptied: false,
             lane,
         };
-        Self { fd, key, port, state: Mutex::new(state) }
+        Self { fd, identity, key, port, state: Mutex::new(state) }
+    }
+
+    /// What the descriptor leads to.
+    pub(crate) fn kind(&self) -> Kind {
+        self.identity.kind()
     }
 
     pub(crate) fn fd(&self) -> RawDescriptor {
@@ -231,13 +262,13 @@ impl Handle {
         if op.state() != State::Idle {
             return Err(Error::of(ErrorKind::Busy, "start"));
         }
-        let floating = state.floating.length;
-        let queue = state.queue(op.request.direction());
-        if queue.length + floating >= self.port.queue_limit() {
+        let direction = op.request.direction();
+        if state.length(direction) >= self.port.queue_limit() {
             return Err(Error::of(ErrorKind::QueueFull, "start"));
         }
         op.begin(self);
         let mut foreign = None;
+        let queue = state.queue(direction);
         if queue.busy() {
             op.set_state(State::Queued);
             // SAFETY: it is alive (the caller's promise) and was idle, so it is in no list.
@@ -250,17 +281,28 @@ impl Handle {
                     Err(error) => Err(Error::from_io(&error, "start")),
                 };
             }
-            queue.current = operation;
-            if op.request.direction() == Direction::In {
-                // Something may have come since the last receive.
-                state.emptied = false;
+            match direction {
+                // SAFETY: as above.
+                Direction::Unordered => unsafe { queue.append(operation) },
+                Direction::Out => queue.current = operation,
+                Direction::In => {
+                    queue.current = operation;
+                    // Something may have come since the last receive.
+                    state.emptied = false;
+                }
             }
             // SAFETY: it is in flight from here on, and we hold the lock.
             match unsafe { self.submit(&mut state, operation) } {
                 Ok(lane) => foreign = lane,
                 Err(error) => {
                     op.set_state(State::Idle);
-                    state.queue(op.request.direction()).current = ptr::null_mut();
+                    let queue = state.queue(direction);
+                    if direction == Direction::Unordered {
+                        // SAFETY: it was appended above.
+                        unsafe { queue.unlink(operation) };
+                    } else {
+                        queue.current = ptr::null_mut();
+                    }
                     return Err(Error::from_io(&error, "submit"));
                 }
             }
@@ -353,6 +395,8 @@ impl Handle {
             lanes.extend(foreign);
         }
         drop(state);
+        lanes.sort_unstable();
+        lanes.dedup();
         lanes.into_iter().for_each(|lane| self.port.submit_for(Some(lane)));
         count
     }
@@ -426,13 +470,17 @@ impl Handle {
         let pending = state.input.busy() || state.output.busy() || state.floating.length > 0;
         if state.closing && !pending && !state.shut {
             state.shut = true;
+            if self.kind() != Kind::Socket {
+                return;
+            }
             let _ = socket2::SockRef::from(&self.fd).shutdown(Shutdown::Both);
         }
     }
 
     /// Takes an operation that is over out of its place, and lets the next one start.
     fn leave_queues(&self, state: &mut Queues, operation: *mut Operation) {
-        if state.floating.remove(operation) {
+        // SAFETY: it is in flight on this handle, and what is over waits in no queue.
+        if unsafe { state.floating.leave(operation) } {
             self.shut_if_done(state);
             return;
         }
@@ -605,13 +653,24 @@ impl Queues {
         match direction {
             Direction::In => &mut self.input,
             Direction::Out => &mut self.output,
+            Direction::Unordered => &mut self.floating,
         }
+    }
+
+    /// How many operations count against the limit of a direction.
+    fn length(&self, direction: Direction) -> u32 {
+        self.floating.length
+            + match direction {
+                Direction::In => self.input.length,
+                Direction::Out => self.output.length,
+                Direction::Unordered => 0,
+            }
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        sys::release(&self.fd);
+        sys::release(self.identity);
     }
 }
 

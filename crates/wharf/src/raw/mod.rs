@@ -56,11 +56,12 @@ pub use self::{
     handle::{Handle, Started},
     operation::{Gather, Operation, Request},
 };
+pub use crate::sys::Slice;
 use crate::{
     buf::Pooled,
     error::{Error, Refused},
     stats::Stats,
-    sys::{self, OwnedDescriptor},
+    sys::{self, Kind, OwnedDescriptor},
 };
 
 /// What a wait on a port gave. A failed operation's packet, a time-out, a closed port and a broken
@@ -181,11 +182,22 @@ impl Port {
         fd: OwnedDescriptor,
         key: usize,
     ) -> Result<Handle, Refused<OwnedDescriptor>> {
-        if let Err(error) = self.shared.adopt(&fd) {
-            return Err(Refused { error, value: fd });
-        }
+        self.associate_if(fd, key, |_| Ok(()))
+    }
+
+    /// The same for descriptors of some kinds.
+    pub(crate) fn associate_if(
+        &self,
+        fd: OwnedDescriptor,
+        key: usize,
+        will_do: fn(Kind) -> Result<(), Error>,
+    ) -> Result<Handle, Refused<OwnedDescriptor>> {
+        let identity = match self.shared.adopt(&fd, will_do) {
+            Ok(identity) => identity,
+            Err(error) => return Err(Refused { error, value: fd }),
+        };
         sys::set_nonblocking(&fd, false);
-        Ok(Handle::new(fd, key, self.shared.clone()))
+        Ok(Handle::new(fd, identity, key, self.shared.clone()))
     }
 
     /// Waits for one completion; see [`crate::Port::wait`].

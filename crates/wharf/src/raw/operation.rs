@@ -16,14 +16,13 @@
 //! but pass its address to [`Handle::cancel`](super::Handle::cancel).
 
 use std::{
-    io::IoSlice,
     net::Shutdown,
     sync::atomic::{AtomicU8, Ordering},
     time::Duration,
 };
 
 use super::Handle;
-use crate::sys::{Header, MessageHeader, NO_DESCRIPTOR, RawDescriptor};
+use crate::sys::{Header, MessageHeader, NO_DESCRIPTOR, RawDescriptor, Slice};
 
 /// What an operation asks for.
 ///
@@ -96,27 +95,88 @@ pub enum Request {
         /// Which direction.
         how: Shutdown,
     },
+    /// Read from a file into a buffer of the caller's, as much as fits. Completes with less only
+    /// at the end of the file, and with 0 beyond it.
+    #[doc(alias = "ReadFile")]
+    Read {
+        /// Where to put the bytes.
+        buffer: *mut u8,
+        /// How many bytes fit.
+        length: usize,
+        /// The position in the file.
+        offset: u64,
+    },
+    /// The same into a buffer of the port's pool.
+    ReadPooled {
+        /// The position in the file.
+        offset: u64,
+    },
+    /// The same into several buffers, one after the other.
+    #[doc(alias = "ReadFileScatter")]
+    ReadVectored {
+        /// Where to put the bytes.
+        scatter: *mut Gather,
+        /// The position in the file.
+        offset: u64,
+    },
+    /// Write all bytes of a buffer to a file. A failure after a part was written reports both.
+    #[doc(alias = "WriteFile")]
+    Write {
+        /// The bytes to write.
+        buffer: *const u8,
+        /// How many.
+        length: usize,
+        /// The position in the file, or [`Request::APPEND`].
+        offset: u64,
+    },
+    /// Write all bytes of several buffers, in order.
+    #[doc(alias = "WriteFileGather")]
+    WriteVectored {
+        /// The slices.
+        gather: *mut Gather,
+        /// The position in the file, or [`Request::APPEND`].
+        offset: u64,
+    },
+    /// See to it that what has been written to a file is on the disk: writes that have completed,
+    /// not those still in flight.
+    #[doc(alias = "FlushFileBuffers")]
+    Sync {
+        /// The data and what is needed to find it, but not the times, for example.
+        data_only: bool,
+    },
+    /// Make sure that there is room on the disk for a part of a file, which grows if it is smaller.
+    Allocate {
+        /// Where the part begins.
+        offset: u64,
+        /// How many bytes it has.
+        length: u64,
+    },
+    /// Cut a file to a size, or grow it to that by a hole.
+    #[doc(alias = "SetEndOfFile")]
+    Truncate {
+        /// The size.
+        length: u64,
+    },
 }
 
-/// The slices of a vectored send, at a fixed address that the caller owns.
+/// The slices of a vectored operation, at a fixed address that the caller owns.
 #[derive(Debug)]
-#[doc(alias = "WSABUF")]
 pub struct Gather {
-    slices: *mut IoSlice<'static>,
+    slices: *mut Slice,
     count: usize,
     /// What the driver makes of them, where the system reads it.
     pub(crate) header: MessageHeader,
 }
 
 impl Gather {
-    /// The most slices one vectored send may have.
+    /// The most slices one vectored operation may have.
     pub const MAX_SLICES: usize = 1024;
 
     /// Gathers `count` slices, at most [`Self::MAX_SLICES`], from `slices` on. The array of slices
     /// is used up on the way: it is advanced past what has been sent. Like the bytes it leads to
     /// it must stay valid as long as the operation.
     #[must_use]
-    pub const fn new(slices: *mut IoSlice<'static>, count: usize) -> Self {
+    pub const fn new(slices: *mut Slice, count: usize) -> Self {
         // SAFETY: plain integers and pointers, for which zero is a value.
         let header = unsafe { std::mem::zeroed() };
         Self { slices, count, header }
@@ -127,7 +187,7 @@ impl Gather {
     /// # Safety
     ///
     /// They must still be valid.
-    pub(crate) unsafe fn slices(&mut self) -> &mut [IoSlice<'static>] {
+    pub(crate) unsafe fn slices(&mut self) -> &mut [Slice] {
         if self.count == 0 {
             return &mut [];
         }
@@ -142,22 +202,39 @@ impl Gather {
     /// The slices must still be valid.
     pub(crate) unsafe fn advance(&mut self, bytes: usize) -> bool {
         // SAFETY: the caller's promise.
-        let mut left = unsafe { self.slices() };
-        IoSlice::advance_slices(&mut left, bytes);
+        let slices = unsafe { self.slices() };
+        let mut rest = bytes;
+        let mut done = 0;
+        while done < slices.len() && slices[done].length() <= rest {
+            rest -= slices[done].length();
+            done += 1;
+        }
+        let left = &mut slices[done..];
+        if let Some(first) = left.first_mut() {
+            first.skip(rest);
+        }
         (self.slices, self.count) = (left.as_mut_ptr(), left.len());
         self.count > 0
     }
 }
 
-/// The queue of its handle that an operation belongs to: operations of one direction reach the
-/// kernel one at a time, in the order in which they were started.
+/// The queue of its handle that an operation belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
+    /// One at a time reaches the kernel, in the order in which they were started.
     In,
+    /// The same, apart from `In`.
     Out,
+    /// All reach the kernel at once, and are over in any order.
+    Unordered,
 }
 
 impl Request {
+    /// The position of a write that goes to wherever the file ends. Such writes of one handle are
+    /// done one after the other, in the order in which they were started.
+    #[doc(alias = "FILE_APPEND_DATA")]
+    pub const APPEND: u64 = u64::MAX;
+
     pub(crate) fn direction(&self) -> Direction {
         match self {
             Self::Receive { .. }
@@ -168,7 +245,17 @@ impl Request {
             Self::Send { .. }
             | Self::SendVectored { .. }
             | Self::Connect { .. }
-            | Self::Shutdown { .. } => Direction::Out,
+            | Self::Shutdown { .. }
+            | Self::Write { offset: Self::APPEND, .. }
+            | Self::WriteVectored { offset: Self::APPEND, .. } => Direction::Out,
+            Self::Read { .. }
+            | Self::ReadPooled { .. }
+            | Self::ReadVectored { .. }
+            | Self::Write { .. }
+            | Self::WriteVectored { .. }
+            | Self::Sync { .. }
+            | Self::Allocate { .. }
+            | Self::Truncate { .. } => Direction::Unordered,
         }
     }
 
@@ -199,6 +286,8 @@ pub struct Operation {
     pub(crate) system: Header,
     /// Next in whichever list of its handle the operation is in.
     pub(crate) next: *mut Self,
+    /// And the one before it.
+    pub(crate) previous: *mut Self,
     pub(crate) handle: *const Handle,
     pub(crate) request: Request,
     /// How long it may take once it has reached the kernel.
@@ -250,6 +339,7 @@ impl Operation {
         Self {
             system: Header::NEW,
             next: std::ptr::null_mut(),
+            previous: std::ptr::null_mut(),
             handle: std::ptr::null(),
             request,
             deadline: None,

@@ -25,7 +25,7 @@ use crate::{
     buf::Pooled,
     error::{Error, ErrorKind},
     sync::lock,
-    sys::{self, Event, ForkGuard, NO_DESCRIPTOR, OwnedDescriptor, Step},
+    sys::{self, Event, ForkGuard, Identity, Kind, NO_DESCRIPTOR, OwnedDescriptor, Step},
 };
 
 /// How to build a port. See the fields' methods on [`crate::Builder`].
@@ -432,16 +432,22 @@ impl Shared {
     // ---- One descriptor, one port -------------------------------------------------------
 
     /// Associates a descriptor.
-    pub(crate) fn adopt(&self, descriptor: &OwnedDescriptor) -> Result<(), Error> {
+    pub(crate) fn adopt(
+        &self,
+        descriptor: &OwnedDescriptor,
+        will_do: fn(Kind) -> Result<(), Error>,
+    ) -> Result<Identity, Error> {
         self.check_process()?;
         if self.closed() {
             return Err(Error::of(ErrorKind::Closed, "associate"));
         }
-        match sys::adopt(descriptor) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Error::of(ErrorKind::Associated, "associate")),
-            Err(error) => Err(Error::from_io(&error, "associate")),
+        let identity = Identity::of(descriptor);
+        let identity = identity.map_err(|error| Error::from_io(&error, "associate"))?;
+        will_do(identity.kind())?;
+        if !sys::adopt(identity) {
+            return Err(Error::of(ErrorKind::Associated, "associate"));
         }
+        Ok(identity)
     }
 }
 

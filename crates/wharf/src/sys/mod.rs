@@ -13,11 +13,14 @@
 //! |---|---|
 //! | `Lane` | the driver, or an enum of several: chosen when a port is made, never per operation |
 //! | `Header` | what the driver keeps in the header of an operation |
+//! | `Slice` | an address and a length, as the system reads them |
 //! | `MessageHeader` | what it keeps with the slices of a vectored send |
 //! | `OwnedDescriptor`, `RawDescriptor`, … | a socket or a file |
 //! | `Mapping` | memory for the buffers of a pool |
 //! | `ForkGuard`, `thread_id` | which process this is, and which thread |
+//! | `Identity` | what kind of thing a descriptor leads to, and which |
 //! | `adopt`, `release` | a descriptor belongs to one port |
+//! | `file` | what files need beside their operations |
 //! | `own`, `attempt` | a descriptor that the system has given; an operation without waiting |
 //! | `kind_of`, `CANCELLED`, `FAILED` | the system's error codes |
 
@@ -29,6 +32,7 @@ cfg_select! {
         mod unix;
         pub(crate) mod uring;
         pub(crate) use self::{linux::*, unix::*};
+        pub use self::unix::Slice;
     }
     _ => {
         compile_error!("wharf has no driver for this system");
@@ -36,6 +40,17 @@ cfg_select! {
 }
 
 use crate::raw::Operation;
+
+/// What a descriptor leads to, as far as it matters for how operations are done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Socket,
+    /// A pipe, a terminal or whatever else is read from and written to without positions.
+    Pipe,
+    /// A file or a block device: it has positions.
+    File,
+    Directory,
+}
 
 /// What a worker takes from a lane about an operation.
 #[derive(Clone, Copy, Debug)]

@@ -1,5 +1,6 @@
 //! What every driver of a Unix needs.
 
+pub(crate) mod file;
 mod fork;
 mod mapping;
 pub(crate) mod progress;
@@ -14,7 +15,7 @@ use std::{
 pub(crate) use std::os::fd::{OwnedFd as OwnedDescriptor, RawFd as RawDescriptor};
 
 pub(crate) use self::{fork::ForkGuard, mapping::Mapping, progress::attempt};
-use crate::{error::ErrorKind, sync::lock};
+use crate::{error::ErrorKind, sync::lock, sys::Kind};
 
 /// No descriptor.
 pub(crate) const NO_DESCRIPTOR: RawDescriptor = -1;
@@ -26,6 +27,32 @@ pub(crate) const FAILED: i32 = libc::EIO;
 
 /// What a vectored send looks like to the system.
 pub(crate) use libc::msghdr as MessageHeader;
+
+/// A part of memory that a vectored operation takes bytes from, or puts them into. Only an address
+/// and a length: what is there need not be initialised.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug)]
+#[doc(alias = "WSABUF")]
+#[doc(alias = "FILE_SEGMENT_ELEMENT")]
+pub struct Slice(libc::iovec);
+
+impl Slice {
+    /// So many bytes from an address on.
+    #[must_use]
+    pub const fn new(address: *mut u8, length: usize) -> Self {
+        Self(libc::iovec { iov_base: address.cast(), iov_len: length })
+    }
+
+    pub(crate) fn length(&self) -> usize {
+        self.0.iov_len
+    }
+
+    /// Leaves out bytes at the start, no more than there are.
+    pub(crate) fn skip(&mut self, bytes: usize) {
+        self.0.iov_base = self.0.iov_base.wrapping_byte_add(bytes);
+        self.0.iov_len -= bytes;
+    }
+}
 
 /// What the drivers keep in the header of an operation.
 #[repr(C)]
@@ -76,33 +103,50 @@ pub(crate) unsafe fn own(descriptor: RawDescriptor) -> OwnedDescriptor {
     unsafe { OwnedDescriptor::from_raw_fd(descriptor) }
 }
 
+/// What a descriptor leads to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Identity {
+    kind: Kind,
+    inode: u64,
+}
+
+impl Identity {
+    pub(crate) fn of(descriptor: &OwnedDescriptor) -> io::Result<Self> {
+        // SAFETY: plain integers, for which zero is a value.
+        let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+        // SAFETY: the structure lives across the call, the descriptor is open.
+        if unsafe { libc::fstat(descriptor.as_raw_fd(), &raw mut stat) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let kind = match stat.st_mode & libc::S_IFMT {
+            libc::S_IFSOCK => Kind::Socket,
+            libc::S_IFREG | libc::S_IFBLK => Kind::File,
+            libc::S_IFDIR => Kind::Directory,
+            _ => Kind::Pipe,
+        };
+        Ok(Self { kind, inode: stat.st_ino })
+    }
+
+    pub(crate) fn kind(self) -> Kind {
+        self.kind
+    }
+}
+
 /// The sockets that belong to a port of this process, by inode: a duplicate of a descriptor is
 /// the same socket, and a socket belongs to one port until it is closed.
 static ASSOCIATED: Mutex<Option<HashSet<u64>>> = Mutex::new(None);
 
-/// Notes that a descriptor belongs to a port. False: it does already.
-pub(crate) fn adopt(descriptor: &OwnedDescriptor) -> io::Result<bool> {
-    Ok(match socket_inode(descriptor)? {
-        Some(inode) => lock(&ASSOCIATED).get_or_insert_default().insert(inode),
-        None => true,
-    })
+/// Notes that a socket belongs to a port. False: it does already.
+pub(crate) fn adopt(identity: Identity) -> bool {
+    identity.kind != Kind::Socket
+        || lock(&ASSOCIATED).get_or_insert_default().insert(identity.inode)
 }
 
 /// Ends that: the descriptor is about to be closed.
-pub(crate) fn release(descriptor: &OwnedDescriptor) {
-    if let Ok(Some(inode)) = socket_inode(descriptor) {
-        lock(&ASSOCIATED).get_or_insert_default().remove(&inode);
+pub(crate) fn release(identity: Identity) {
+    if identity.kind == Kind::Socket {
+        lock(&ASSOCIATED).get_or_insert_default().remove(&identity.inode);
     }
-}
-
-fn socket_inode(descriptor: &OwnedDescriptor) -> io::Result<Option<u64>> {
-    // SAFETY: plain integers, for which zero is a value.
-    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
-    // SAFETY: the structure lives across the call, the descriptor is open.
-    if unsafe { libc::fstat(descriptor.as_raw_fd(), &raw mut stat) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok((stat.st_mode & libc::S_IFMT == libc::S_IFSOCK).then_some(stat.st_ino))
 }
 
 /// Sets or clears a descriptor's O_NONBLOCK.
@@ -134,6 +178,10 @@ pub(crate) fn kind_of(code: i32) -> ErrorKind {
         libc::EADDRINUSE => ErrorKind::AddressInUse,
         libc::EADDRNOTAVAIL => ErrorKind::AddressNotAvailable,
         libc::EPERM | libc::EACCES => ErrorKind::PermissionDenied,
+        libc::ENOENT | libc::ENOTDIR => ErrorKind::NotFound,
+        libc::EEXIST => ErrorKind::AlreadyExists,
+        libc::EISDIR => ErrorKind::IsADirectory,
+        libc::ENOSPC | libc::EDQUOT | libc::EFBIG => ErrorKind::StorageFull,
         libc::ENOSYS | libc::EOPNOTSUPP | libc::EAFNOSUPPORT => ErrorKind::Unsupported,
         _ => ErrorKind::Other,
     }

@@ -6,8 +6,11 @@ use std::{io, time::Duration};
 use super::NO_DESCRIPTOR;
 use crate::{
     raw::operation::{Gather, Operation, Request},
-    sys::Step,
+    sys::{Kind, Step},
 };
+
+/// The most one request may carry: Linux moves no more than this at once.
+pub(crate) const MAX_BYTES: usize = 0x7fff_f000;
 
 /// How long an accept pauses when there are no descriptors or no memory for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
@@ -35,7 +38,7 @@ pub(crate) unsafe fn evaluate(op: &mut Operation) -> Step {
             op.bytes += if length == 0 { 0 } else { done };
             if exact && done > 0 && op.bytes < length { go_on(op) } else { Step::Finish }
         }
-        Request::ReceivePooled { .. } => {
+        Request::ReceivePooled { .. } | Request::ReadPooled { .. } => {
             op.bytes = done;
             Step::Finish
         }
@@ -61,7 +64,35 @@ pub(crate) unsafe fn evaluate(op: &mut Operation) -> Step {
             op.accepted = op.system.result;
             Step::Finish
         }
-        Request::Readable | Request::Connect { .. } | Request::Shutdown { .. } => Step::Finish,
+        Request::Read { length, .. } => {
+            op.bytes += done;
+            // Less than was asked for is the end of the file; nothing is asked for beyond it,
+            // where a direct read would not be aligned.
+            if done == MAX_BYTES && op.bytes < length { go_on(op) } else { Step::Finish }
+        }
+        Request::ReadVectored { scatter, .. } => {
+            op.bytes += done;
+            // SAFETY: the slices live as long as the operation.
+            let left = unsafe { (*scatter).advance(done) };
+            if done == MAX_BYTES && left { go_on(op) } else { Step::Finish }
+        }
+        Request::Write { length, .. } => {
+            op.bytes += done;
+            let left = op.bytes < length;
+            if left { wrote_part(op, done) } else { Step::Finish }
+        }
+        Request::WriteVectored { gather, .. } => {
+            op.bytes += done;
+            // SAFETY: the slices live as long as the operation.
+            let left = unsafe { (*gather).advance(done) };
+            if left { wrote_part(op, done) } else { Step::Finish }
+        }
+        Request::Readable
+        | Request::Connect { .. }
+        | Request::Shutdown { .. }
+        | Request::Sync { .. }
+        | Request::Allocate { .. }
+        | Request::Truncate { .. } => Step::Finish,
     }
 }
 
@@ -127,7 +158,11 @@ fn fail(op: &mut Operation, errno: i32) -> Step {
 /// The operation has a handle, and the pointers in its request are good.
 pub(crate) unsafe fn attempt(op: &mut Operation) -> Option<io::Result<usize>> {
     // SAFETY: the caller's promise.
-    let fd = unsafe { (*op.handle).fd() };
+    let handle = unsafe { &*op.handle };
+    if handle.kind() != Kind::Socket {
+        return None;
+    }
+    let fd = handle.fd();
     let (done, wanted) = match op.request {
         Request::Receive { buffer, length, exact } if length > 0 => {
             // SAFETY: the caller's promise: so many bytes may be written there.
@@ -163,7 +198,7 @@ pub(crate) unsafe fn message(gather: *mut Gather) -> *mut libc::msghdr {
     let gather = unsafe { &mut *gather };
     // SAFETY: as above.
     let slices = unsafe { gather.slices() };
-    // IoSlice has the layout of iovec on Unix, as its documentation promises.
+    // A slice has the layout of an iovec.
     let (first, count) = (slices.as_mut_ptr().cast(), slices.len());
     gather.header.msg_iov = first;
     gather.header.msg_iovlen = count as _;
@@ -191,6 +226,11 @@ fn go_on(op: &mut Operation) -> Step {
     } else {
         Step::Again
     }
+}
+
+/// A write that did not write all goes on, unless it does not get on.
+fn wrote_part(op: &mut Operation, done: usize) -> Step {
+    if done == 0 { fail(op, libc::EIO) } else { go_on(op) }
 }
 
 fn pause(op: &mut Operation, pause: Duration) -> Step {

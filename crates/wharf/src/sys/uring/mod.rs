@@ -19,11 +19,16 @@ use linux_raw_sys::io_uring as abi;
 
 pub(crate) use self::{provided::Provided, ring::is_transient};
 use self::ring::{Cqe, Ring, RingSize, Sqe};
-use super::{Event, NO_DESCRIPTOR, Popped, Source, Step, pool::Pool, progress};
+use super::{
+    Event, Kind, NO_DESCRIPTOR, Popped, Source, Step, file,
+    pool::Pool,
+    progress::{self, MAX_BYTES},
+};
 use crate::{
     error::Error,
     raw::{
-        operation::{NO_BUFFER, Operation, Request},
+        Gather,
+        operation::{Direction, NO_BUFFER, Operation, Request},
         port::Setup,
     },
 };
@@ -39,10 +44,12 @@ pub(crate) struct Features {
     pub(crate) poll_first: bool,
     /// Waiting does not count as I/O wait (Linux 6.15).
     pub(crate) no_iowait: bool,
+    /// IORING_OP_FTRUNCATE (Linux 6.9).
+    pub(crate) truncate: bool,
 }
 
 /// Opcodes without which the driver cannot work, all known since Linux 5.11.
-const REQUIRED: [(abi::io_uring_op, &str); 11] = [
+const REQUIRED: [(abi::io_uring_op, &str); 17] = [
     (abi::io_uring_op::IORING_OP_NOP, "NOP"),
     (abi::io_uring_op::IORING_OP_POLL_ADD, "POLL_ADD"),
     (abi::io_uring_op::IORING_OP_SENDMSG, "SENDMSG"),
@@ -54,6 +61,12 @@ const REQUIRED: [(abi::io_uring_op, &str); 11] = [
     (abi::io_uring_op::IORING_OP_SEND, "SEND"),
     (abi::io_uring_op::IORING_OP_RECV, "RECV"),
     (abi::io_uring_op::IORING_OP_SHUTDOWN, "SHUTDOWN"),
+    (abi::io_uring_op::IORING_OP_READ, "READ"),
+    (abi::io_uring_op::IORING_OP_READV, "READV"),
+    (abi::io_uring_op::IORING_OP_WRITE, "WRITE"),
+    (abi::io_uring_op::IORING_OP_WRITEV, "WRITEV"),
+    (abi::io_uring_op::IORING_OP_FSYNC, "FSYNC"),
+    (abi::io_uring_op::IORING_OP_FALLOCATE, "FALLOCATE"),
 ];
 
 #[repr(C)]
@@ -85,9 +98,11 @@ impl Features {
                 64,
             )?;
         }
+        let knows = |opcode: abi::io_uring_op| {
+            u32::from(probe.ops[opcode as usize][2]) & abi::IO_URING_OP_SUPPORTED != 0
+        };
         for (opcode, name) in REQUIRED {
-            let flags = probe.ops[opcode as usize][2];
-            if u32::from(flags) & abi::IO_URING_OP_SUPPORTED == 0 {
+            if !knows(opcode) {
                 return Err(io::Error::new(
                     io::ErrorKind::Unsupported,
                     format!("this kernel's io_uring has no {name}"),
@@ -99,6 +114,7 @@ impl Features {
             provided_buffers: Provided::new(&ring, 1).is_ok(),
             poll_first: knows_poll_first(&ring).unwrap_or(false),
             no_iowait: ring.features() & abi::IORING_FEAT_NO_IOWAIT != 0,
+            truncate: knows(abi::io_uring_op::IORING_OP_FTRUNCATE),
         })
     }
 }
@@ -137,8 +153,6 @@ const TAGS: u64 = 7;
 const DEADLINE_TAG: u64 = 1;
 const ATTEND_TAG: u64 = 2;
 const CANCEL_TAG: u64 = 3;
-/// The most one request may carry: Linux moves no more than this at once.
-const MAX_BYTES: usize = 0x7fff_f000;
 
 fn address_of(operation: *mut Operation) -> u64 {
     operation as u64
@@ -182,6 +196,7 @@ impl Lane {
         features.provided_buffers &= !setup.without_provided_buffers;
         features.cooperative &= !setup.without_cooperative;
         features.poll_first &= !setup.without_cooperative;
+        features.truncate &= !setup.without_cooperative;
         let size = RingSize {
             submissions: setup.submissions,
             completions: setup.submissions.saturating_mul(8),
@@ -266,9 +281,8 @@ impl Lane {
     /// Wakes whoever waits in this lane, from any thread: a completion that means nothing, made
     /// by the waker itself, so that it needs no help from the thread that sleeps.
     pub(crate) fn wake(&self) -> io::Result<()> {
-        let nop = Sqe { opcode: abi::io_uring_op::IORING_OP_NOP as u8, fd: -1, ..Sqe::default() };
-        // SAFETY: a NOP points to nothing.
-        unsafe { self.ring.push(&[nop])? };
+        // SAFETY: it points to nothing.
+        unsafe { self.ring.push(&[nothing()])? };
         self.ring.enter(0, None)
     }
 
@@ -334,8 +348,9 @@ impl Lane {
 
     fn prepare(&self, op: &mut Operation) -> Sqe {
         // SAFETY: an operation in flight has a handle, which outlives it (the contract of start).
-        let fd = unsafe { (*op.handle).fd() };
-        let entry = Sqe { fd, ..Sqe::default() };
+        let handle = unsafe { &*op.handle };
+        let entry = Sqe { fd: handle.fd(), ..Sqe::default() };
+        let socket = handle.kind() == Kind::Socket;
         if op.flags.pausing {
             return Sqe {
                 opcode: abi::io_uring_op::IORING_OP_TIMEOUT as u8,
@@ -347,6 +362,11 @@ impl Lane {
         }
         match op.request {
             Request::Receive { length: 0, .. } | Request::Readable => poll_in(entry),
+            Request::Receive { buffer, length, .. } if !socket => {
+                // SAFETY: `bytes` never exceeds `length`.
+                let rest = unsafe { buffer.add(op.bytes) };
+                read(unplaced(entry), rest, length - op.bytes)
+            }
             Request::Receive { buffer, length, exact } => {
                 // SAFETY: `bytes` never exceeds `length`.
                 let rest = unsafe { buffer.add(op.bytes) };
@@ -354,27 +374,36 @@ impl Lane {
                 let entry = receive(entry, rest, length - op.bytes, flags);
                 Sqe { ioprio: self.poll_first(op), ..entry }
             }
-            Request::ReceivePooled { .. } if self.features.provided_buffers => Sqe {
-                ioprio: self.poll_first(op),
-                flags: 1 << abi::io_uring_sqe_flags_bit::IOSQE_BUFFER_SELECT_BIT as u8,
-                buf_index: Provided::GROUP,
-                ..receive(entry, std::ptr::null_mut(), self.pool.size(), 0)
-            },
+            Request::ReceivePooled { .. } if self.features.provided_buffers => {
+                let nowhere = std::ptr::null_mut();
+                select_buffer(if socket {
+                    let entry = Sqe { ioprio: self.poll_first(op), ..entry };
+                    receive(entry, nowhere, self.pool.size(), 0)
+                } else {
+                    read(unplaced(entry), nowhere, self.pool.size())
+                })
+            }
             Request::ReceivePooled { .. } => match u16::try_from(op.buffer) {
-                Ok(id) => {
+                Ok(id) if socket => {
                     let buffer = self.pool.address(id);
                     receive(entry, buffer, self.pool.size(), libc::MSG_DONTWAIT)
                 }
+                Ok(id) => read(unplaced(entry), self.pool.address(id), self.pool.size()),
                 Err(_) => poll_in(entry),
             },
-            Request::Send { buffer, length } => Sqe {
-                opcode: abi::io_uring_op::IORING_OP_SEND as u8,
+            Request::Send { buffer, length } => {
                 // SAFETY: `bytes` never exceeds `length`.
-                addr: unsafe { buffer.add(op.bytes) } as u64,
-                len: clamp(length - op.bytes),
-                op_flags: SEND_FLAGS,
-                ..entry
-            },
+                let (rest, length) = (unsafe { buffer.add(op.bytes) }, length - op.bytes);
+                if socket {
+                    send(entry, rest, length)
+                } else {
+                    write(unplaced(entry), rest, length)
+                }
+            }
+            Request::SendVectored { gather } if !socket => {
+                // SAFETY: the gather lives as long as the operation (the contract of start).
+                unsafe { vectored(unplaced(entry), abi::io_uring_op::IORING_OP_WRITEV, gather) }
+            }
             Request::SendVectored { gather } => Sqe {
                 opcode: abi::io_uring_op::IORING_OP_SENDMSG as u8,
                 // SAFETY: the gather lives as long as the operation (the contract of start).
@@ -406,6 +435,57 @@ impl Lane {
                 },
                 ..entry
             },
+            Request::Read { buffer, length, offset } => {
+                // SAFETY: `bytes` never exceeds `length`.
+                let rest = unsafe { buffer.add(op.bytes) };
+                read(at(entry, op, offset), rest, length - op.bytes)
+            }
+            Request::ReadPooled { offset } if self.features.provided_buffers => {
+                let nowhere = std::ptr::null_mut();
+                select_buffer(read(at(entry, op, offset), nowhere, self.pool.size()))
+            }
+            Request::ReadPooled { offset } => match u16::try_from(op.buffer) {
+                Ok(id) => read(at(entry, op, offset), self.pool.address(id), self.pool.size()),
+                Err(_) => nothing(),
+            },
+            Request::ReadVectored { scatter, offset } => {
+                let entry = at(entry, op, offset);
+                // SAFETY: the slices live as long as the operation (the contract of start).
+                unsafe { vectored(entry, abi::io_uring_op::IORING_OP_READV, scatter) }
+            }
+            Request::Write { buffer, length, offset } => {
+                // SAFETY: `bytes` never exceeds `length`.
+                let rest = unsafe { buffer.add(op.bytes) };
+                write(at(entry, op, offset), rest, length - op.bytes)
+            }
+            Request::WriteVectored { gather, offset } => {
+                let entry = at(entry, op, offset);
+                // SAFETY: as for the vectored read.
+                unsafe { vectored(entry, abi::io_uring_op::IORING_OP_WRITEV, gather) }
+            }
+            Request::Sync { data_only } => Sqe {
+                opcode: abi::io_uring_op::IORING_OP_FSYNC as u8,
+                op_flags: if data_only { abi::IORING_FSYNC_DATASYNC } else { 0 },
+                ..entry
+            },
+            Request::Allocate { offset, length } => Sqe {
+                opcode: abi::io_uring_op::IORING_OP_FALLOCATE as u8,
+                off: offset,
+                addr: length,
+                ..entry
+            },
+            Request::Truncate { length } if self.features.truncate => Sqe {
+                opcode: abi::io_uring_op::IORING_OP_FTRUNCATE as u8,
+                off: length,
+                ..entry
+            },
+            Request::Truncate { length } => {
+                // The system call is made here and now, by the thread that starts it.
+                if let Err(error) = file::truncate(handle.fd(), length) {
+                    op.status = -error.raw_os_error().unwrap_or(libc::EIO);
+                }
+                nothing()
+            }
         }
     }
 
@@ -434,8 +514,10 @@ impl Lane {
             }
             Source::Cancel => {
                 op.flags.cancelling = false;
-                // A request that the kernel is just trying again is nowhere to be found.
-                if event.result == -libc::ENOENT && op.flags.requested {
+                // A request that the kernel is just trying again is nowhere to be found. Nor is
+                // what a disk is busy with, which cannot be called back.
+                let elusive = op.request.direction() != Direction::Unordered;
+                if event.result == -libc::ENOENT && op.flags.requested && elusive {
                     return Step::Cancel;
                 }
             }
@@ -462,16 +544,18 @@ impl Lane {
         step
     }
 
-    /// What a submission's result means, pooled receives being this driver's own affair.
+    /// What a submission's result means; buffers of the pool are this driver's own affair.
     ///
     /// # Safety
     ///
     /// As for [`progress::evaluate`].
     unsafe fn evaluate(&self, op: &mut Operation) -> Step {
-        if matches!(op.request, Request::ReceivePooled { .. }) && !op.flags.pausing {
+        let pooled =
+            matches!(op.request, Request::ReceivePooled { .. } | Request::ReadPooled { .. });
+        if pooled && !op.flags.pausing {
             match (op.system.result, op.system.step) {
                 (0.., 0) if !self.features.provided_buffers => {
-                    // Readable now: the next step fills a buffer.
+                    // Readable now, or a file: the next step fills a buffer.
                     let Some(id) = self.pool.take() else { return Step::Starve };
                     op.buffer = u32::from(id);
                     op.system.step = 1;
@@ -503,6 +587,72 @@ fn receive(entry: Sqe, buffer: *mut u8, length: usize, flags: i32) -> Sqe {
         op_flags: flags.cast_unsigned(),
         ..entry
     }
+}
+
+fn send(entry: Sqe, bytes: *const u8, length: usize) -> Sqe {
+    Sqe {
+        opcode: abi::io_uring_op::IORING_OP_SEND as u8,
+        addr: bytes as u64,
+        len: clamp(length),
+        op_flags: SEND_FLAGS,
+        ..entry
+    }
+}
+
+/// For what has no positions: a pipe, a terminal.
+fn unplaced(entry: Sqe) -> Sqe {
+    Sqe { off: u64::MAX, ..entry }
+}
+
+/// Where in its file an operation goes on.
+fn at(entry: Sqe, op: &Operation, offset: u64) -> Sqe {
+    match offset {
+        Request::APPEND => Sqe { op_flags: libc::RWF_APPEND.cast_unsigned(), ..entry },
+        _ => Sqe { off: offset + op.bytes as u64, ..entry },
+    }
+}
+
+fn read(entry: Sqe, buffer: *mut u8, length: usize) -> Sqe {
+    Sqe {
+        opcode: abi::io_uring_op::IORING_OP_READ as u8,
+        addr: buffer as u64,
+        len: clamp(length),
+        ..entry
+    }
+}
+
+fn write(entry: Sqe, bytes: *const u8, length: usize) -> Sqe {
+    Sqe {
+        opcode: abi::io_uring_op::IORING_OP_WRITE as u8,
+        addr: bytes as u64,
+        len: clamp(length),
+        ..entry
+    }
+}
+
+/// # Safety
+///
+/// The gather and its slices are valid.
+unsafe fn vectored(entry: Sqe, opcode: abi::io_uring_op, gather: *mut Gather) -> Sqe {
+    // SAFETY: the caller's promise.
+    let slices = unsafe { (*gather).slices() };
+    Sqe {
+        opcode: opcode as u8,
+        addr: slices.as_ptr() as u64,
+        len: u32::try_from(slices.len()).unwrap_or(u32::MAX),
+        ..entry
+    }
+}
+
+/// Lets the kernel take a buffer of the pool.
+fn select_buffer(entry: Sqe) -> Sqe {
+    let flags = 1 << abi::io_uring_sqe_flags_bit::IOSQE_BUFFER_SELECT_BIT as u8;
+    Sqe { flags, buf_index: Provided::GROUP, ..entry }
+}
+
+/// What is over at once.
+fn nothing() -> Sqe {
+    Sqe { opcode: abi::io_uring_op::IORING_OP_NOP as u8, fd: -1, ..Sqe::default() }
 }
 
 fn poll_in(entry: Sqe) -> Sqe {

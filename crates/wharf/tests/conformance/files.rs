@@ -1,0 +1,873 @@
+//! Files: what is read and written where, what is over in which order, and what bad input gets.
+
+use std::{
+    fs,
+    io::Write,
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use proptest::{prelude::*, test_runner::TestRunner};
+use wharf::{Buf, ErrorKind, OpenOptions, Wait};
+
+use super::support::*;
+
+type File = wharf::File<u32, Token>;
+
+/// A folder that goes with its test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("wharf-test-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).expect("a folder");
+        Self(path)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// A file with some content.
+    fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, content).expect("written");
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn to_read() -> OpenOptions {
+    OpenOptions::new().read(true)
+}
+
+fn to_change() -> OpenOptions {
+    OpenOptions::new().read(true).write(true).create(true)
+}
+
+/// Opens a file that can be read and written.
+fn open(port: &Port, path: &Path) -> File {
+    port.open(path, to_change(), 1).expect("opened")
+}
+
+fn was_read(packet: Packet) -> Buf {
+    match packet.op {
+        Op::Read { buf, .. } => buf,
+        other => panic!("not a read: {other:?}"),
+    }
+}
+
+fn was_written(packet: Packet) -> Buf {
+    match packet.op {
+        Op::Write { buf, .. } => buf,
+        other => panic!("not a write: {other:?}"),
+    }
+}
+
+/// Reads at once.
+fn read(port: &Port, file: &File, offset: u64, length: usize) -> Vec<u8> {
+    file.read_at(Buf::with_capacity(length), offset).expect("started");
+    let packet = next(port);
+    assert_eq!(packet.result, Ok(packet.bytes));
+    was_read(packet).into_vec()
+}
+
+// ---- Reading and writing ------------------------------------------------------------------------
+
+/// Would catch: a kind of buffer that is not filled, whose length is wrong, or that keeps what it
+/// held before; a position that is not respected.
+#[test]
+fn every_kind_of_buffer_reads_from_a_file() {
+    run(|| {
+        let folder = Folder::new();
+        let content = pattern(0, 100_000);
+        let path = folder.file("content", &content);
+        let port = port(1);
+        let file = port.open(&path, to_read(), 7).unwrap();
+        assert_eq!(*file.key(), 7);
+        let bufs = [
+            Buf::with_capacity(16),
+            Buf::from(vec![9; 40]),
+            Buf::from(vec![9; 16].into_boxed_slice()),
+            Buf::from(BytesMut::with_capacity(16)),
+            Buf::aligned(4096, 4096),
+            Buf::pooled(),
+        ];
+        for (number, buf) in bufs.into_iter().enumerate() {
+            let kind = format!("{buf:?}");
+            let from = 1000 * number + 1;
+            file.read_at(buf, from as u64).unwrap();
+            let packet = next(&port);
+            assert_eq!(packet.result, Ok(packet.bytes), "{kind}");
+            let read = was_read(packet);
+            assert!(!read.is_empty() && read.len() == read.capacity(), "{kind}: {read:?}");
+            assert_eq!(read[..], content[from..from + read.len()], "{kind}");
+            // And once more into the same one.
+            file.read_at(read, 50_000).unwrap();
+            let read = was_read(next(&port));
+            assert_eq!(read[..], content[50_000..50_000 + read.len()], "{kind}");
+        }
+    });
+}
+
+/// Would catch: a kind of buffer that is not written, or comes back changed; a position that is
+/// not respected, or a gap that is not a hole.
+#[test]
+fn every_kind_of_buffer_is_written_to_a_file() {
+    run(|| {
+        let folder = Folder::new();
+        let port = port(1);
+        let file = open(&port, &folder.path("new"));
+        let mut aligned = Buf::aligned(8, 64);
+        aligned.as_mut().unwrap().copy_from_slice(b"aligned!");
+        let from_pool = {
+            let file = port.open(folder.file("eight", b"a buffer"), to_read(), 1).unwrap();
+            file.read_at(Buf::pooled(), 0).unwrap();
+            was_read(next(&port))
+        };
+        let bufs = [
+            Buf::from(b"a vector".to_vec()),
+            Buf::from(b"a boxed!".to_vec().into_boxed_slice()),
+            Buf::from("a static"),
+            Buf::from(Bytes::from_static(b"shared..")),
+            Buf::from(BytesMut::from(&b"to write"[..])),
+            aligned,
+            from_pool,
+            Buf::from(Vec::new()),
+        ];
+        let mut expected = Vec::new();
+        for (number, buf) in bufs.into_iter().enumerate() {
+            let (kind, content) = (format!("{buf:?}"), buf.to_vec());
+            let position = number * 16;
+            file.write_at(buf, position as u64).unwrap();
+            let packet = next(&port);
+            assert_eq!(packet.result, Ok(content.len()), "{kind}");
+            assert_eq!(was_written(packet)[..], content, "{kind}");
+            if !content.is_empty() {
+                expected.resize(position, 0);
+                expected.extend(content);
+            }
+        }
+        assert_eq!(fs::read(folder.path("new")).unwrap(), expected);
+    });
+}
+
+/// Would catch: an end that is not told, or told too early.
+#[test]
+fn reads_at_the_end_of_a_file_say_so() {
+    run(|| {
+        let folder = Folder::new();
+        let path = folder.file("ten", b"0123456789");
+        // If a buffer were lost at an end, the third read would wait for ever.
+        let port = build(crate::builder().concurrency(1).pool(2, 4096));
+        let file = port.open(&path, to_read(), 1).unwrap();
+        assert_eq!(read(&port, &file, 0, 10), b"0123456789");
+        assert_eq!(read(&port, &file, 4, 100), b"456789");
+        for beyond in [10, 11, 1 << 40, i64::MAX as u64 - 100] {
+            assert_eq!(read(&port, &file, beyond, 100), b"", "{beyond}");
+            file.read_at(Buf::pooled(), beyond.min(1 << 62)).unwrap();
+            let packet = next(&port);
+            assert_eq!((packet.result, packet.bytes), (Ok(0), 0), "{beyond}");
+            assert!(was_read(packet).is_empty());
+        }
+    });
+}
+
+/// Would catch: slices in the wrong order, or lengths that are not those of what was read.
+#[test]
+fn vectored_operations_take_one_buffer_after_the_other() {
+    run(|| {
+        let folder = Folder::new();
+        let port = port(1);
+        let file = open(&port, &folder.path("parts"));
+        let parts = || vec!["one ".into(), Buf::default(), "two ".to_owned().into_bytes().into()];
+        file.write_vectored_at(parts(), 3).unwrap();
+        let packet = next(&port);
+        assert_eq!(packet.result, Ok(8));
+        let Op::WriteVectored { bufs, .. } = packet.op else { panic!("{:?}", packet.op) };
+        assert_eq!(bufs.iter().map(|buf| buf.len()).collect::<Vec<_>>(), [4, 0, 4]);
+        assert_eq!(fs::read(folder.path("parts")).unwrap(), b"\0\0\0one two ");
+
+        let rooms = || vec![Buf::from(vec![9; 2]), Buf::aligned(4, 1), Buf::from(vec![9; 7])];
+        file.read_vectored_at(rooms(), 2).unwrap();
+        let packet = next(&port);
+        assert_eq!(packet.result, Ok(9));
+        let Op::ReadVectored { bufs, .. } = packet.op else { panic!("{:?}", packet.op) };
+        let parts: Vec<_> = bufs.iter().map(|buf| buf.to_vec()).collect();
+        assert_eq!(parts, [&b"\0o"[..], b"ne t", b"wo "]);
+
+        // As many as there may be, and one more.
+        let many = |count| (0..count).map(|_| Buf::from("x")).collect::<Vec<_>>();
+        file.append_vectored(many(1024)).unwrap();
+        assert_eq!(next(&port).result, Ok(1024));
+        let refused = file.append_vectored(many(1025)).unwrap_err();
+        assert_eq!((refused.error.kind(), refused.value.len()), (ErrorKind::InvalidInput, 1025));
+        let refused = file.read_vectored_at(vec![Buf::pooled()], 0).unwrap_err();
+        assert_eq!((refused.error.kind(), refused.value.len()), (ErrorKind::InvalidInput, 1));
+    });
+}
+
+/// Would catch: file operations that stand behind each other, that are lost, done twice, or whose
+/// buffers are mixed up; a queue without a bound.
+#[test]
+fn many_operations_are_in_flight_at_once() {
+    run(|| {
+        const BLOCK: usize = 512;
+        let folder = Folder::new();
+        let content = pattern(0, 1000 * BLOCK);
+        let path = folder.file("blocks", &content);
+        let port = build(crate::builder().concurrency(2).ring_entries(8).queue_limit(1000));
+        let file = open(&port, &path);
+        for block in 0..1000 {
+            let block = (block * 7) % 1000;
+            let start = file.start().context(Token::from(block));
+            start.read_at(Buf::with_capacity(BLOCK), block * BLOCK as u64).unwrap();
+        }
+        let refused = file.read_at(vec![0; 3], 0).unwrap_err();
+        assert_eq!((refused.error.kind(), refused.value.len()), (ErrorKind::QueueFull, 3));
+        assert_eq!(port.stats().in_flight, 1000);
+        let mut seen = vec![false; 1000];
+        for _ in 0..1000 {
+            let packet = next(&port);
+            let block = usize::try_from(packet.context.as_ref().unwrap().id).unwrap();
+            assert!(!std::mem::replace(&mut seen[block], true), "{block} twice");
+            assert_eq!(was_read(packet)[..], content[block * BLOCK..(block + 1) * BLOCK]);
+        }
+        assert_eq!(read(&port, &file, 0, 3), &content[..3]);
+    });
+}
+
+/// Would catch: writes that reach into each other, and reads that see anything but what was written
+/// before.
+#[test]
+fn a_file_is_what_a_vector_of_bytes_is() {
+    #[derive(Clone, Debug)]
+    enum Action {
+        Write(u64, Vec<u8>),
+        Append(Vec<Vec<u8>>),
+        Read(u64, usize),
+        SetLen(u64),
+        Allocate(u64, u64),
+    }
+    let bytes = || prop::collection::vec(any::<u8>(), 0..3000);
+    let action = prop_oneof![
+        (0..9000_u64, bytes()).prop_map(|(at, bytes)| Action::Write(at, bytes)),
+        prop::collection::vec(bytes(), 0..4).prop_map(Action::Append),
+        (0..12_000_u64, 1..5000_usize).prop_map(|(at, length)| Action::Read(at, length)),
+        (0..12_000_u64).prop_map(Action::SetLen),
+        (0..9000_u64, 1..3000_u64).prop_map(|(at, length)| Action::Allocate(at, length)),
+    ];
+    let actions = prop::collection::vec(action, 1..30);
+    run(move || {
+        let folder = Folder::new();
+        let port = port(1);
+        let mut runner = TestRunner::new(ProptestConfig::with_cases(100));
+        let outcome = runner.run(&actions, |actions| {
+            let path = folder.path("file");
+            let file = port.open(&path, to_change().truncate(true), 1).expect("opened");
+            let mut model = Vec::<u8>::new();
+            for action in actions {
+                match action {
+                    Action::Write(at, bytes) => {
+                        let at = usize::try_from(at).expect("small");
+                        if !bytes.is_empty() {
+                            let end = at + bytes.len();
+                            model.resize(model.len().max(end), 0);
+                            model[at..end].copy_from_slice(&bytes);
+                        }
+                        file.write_at(bytes, at as u64).expect("started");
+                        prop_assert!(next(&port).result.is_ok());
+                    }
+                    Action::Append(parts) => {
+                        let mut count = parts.len();
+                        for part in parts {
+                            model.extend(&part);
+                            file.append(part).expect("started");
+                        }
+                        while count > 0 {
+                            prop_assert!(next(&port).result.is_ok());
+                            count -= 1;
+                        }
+                    }
+                    Action::Read(at, length) => {
+                        let from = usize::try_from(at).expect("small").min(model.len());
+                        let to = (from + length).min(model.len());
+                        prop_assert_eq!(read(&port, &file, at, length), &model[from..to]);
+                    }
+                    Action::SetLen(length) => {
+                        model.resize(usize::try_from(length).expect("small"), 0);
+                        file.set_len(length).expect("started");
+                        prop_assert!(next(&port).result.is_ok());
+                    }
+                    Action::Allocate(at, length) => {
+                        let end = usize::try_from(at + length).expect("small");
+                        model.resize(model.len().max(end), 0);
+                        file.allocate(at, length).expect("started");
+                        prop_assert!(next(&port).result.is_ok());
+                    }
+                }
+                let length = file.metadata().expect("known").len();
+                prop_assert_eq!(length, model.len() as u64);
+            }
+            prop_assert_eq!(fs::read(&path).expect("read"), model);
+            Ok(())
+        });
+        outcome.unwrap_or_else(|failure| panic!("{failure}"));
+    });
+}
+
+/// Would catch: appends that overtake each other, or that write where the file ended earlier.
+#[test]
+fn appends_keep_their_order() {
+    run(|| {
+        let folder = Folder::new();
+        let path = folder.file("log", b"begin ");
+        let port = port(2);
+        let with_flag = port.open(&path, OpenOptions::new().append(true), 1).unwrap();
+        let without = open(&port, &path);
+        for file in [with_flag, without] {
+            fs::write(&path, b"begin ").unwrap();
+            let mut expected = b"begin ".to_vec();
+            for number in 0..300 {
+                let line = format!("line {number} ");
+                expected.extend(line.as_bytes());
+                if number % 3 == 0 {
+                    let (one, other) = line.split_at(3);
+                    let parts = [one, other].map(|part| Buf::from(part.as_bytes().to_vec()));
+                    file.append_vectored(parts.into()).unwrap();
+                } else {
+                    file.append(line.into_bytes()).unwrap();
+                }
+            }
+            for _ in 0..300 {
+                assert!(next(&port).result.is_ok());
+            }
+            assert_eq!(fs::read(&path).unwrap(), expected);
+        }
+    });
+}
+
+/// Would catch: a request that is not done, or one of another kind that is.
+#[test]
+fn a_file_is_synced_allocated_and_cut() {
+    run(|| {
+        let folder = Folder::new();
+        let port = port(1);
+        let file = open(&port, &folder.path("file"));
+        file.write_at(vec![1; 5000], 0).unwrap();
+        drop(next(&port));
+
+        file.sync_all().unwrap();
+        let packet = next(&port);
+        assert_eq!(packet.result, Ok(0));
+        assert!(matches!(packet.op, Op::Sync { .. }));
+        file.sync_data().unwrap();
+        assert!(matches!(next(&port).op, Op::Sync { .. }));
+
+        file.allocate(4000, 100_000).unwrap();
+        let packet = next(&port);
+        assert_eq!(packet.result, Ok(0));
+        assert!(matches!(packet.op, Op::Allocate { .. }));
+        let metadata = file.metadata().unwrap();
+        assert!(metadata.is_file() && metadata.len() == 104_000);
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&metadata);
+        assert!(blocks * 512 >= 104_000, "{blocks}");
+
+        for length in [10, 1 << 40, 0] {
+            file.set_len(length).unwrap();
+            let packet = next(&port);
+            assert_eq!(packet.result, Ok(0));
+            assert!(matches!(packet.op, Op::SetLen { .. }));
+            assert_eq!(file.metadata().unwrap().len(), length);
+        }
+    });
+}
+
+/// Would catch: direct I/O that is not direct, or whose alignment is not told, or whose errors say
+/// nothing.
+#[test]
+fn direct_files_want_alignment() {
+    run(|| {
+        let folder = Folder::new();
+        let content = pattern(0, 20_000);
+        let path = folder.file("content", &content);
+        let port = port(1);
+        assert_eq!(port.open(&path, to_read(), 1).unwrap().alignment(), Ok(1));
+        let file = match port.open(&path, to_change().direct(true), 1) {
+            Ok(file) => file,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::InvalidInput);
+                assert!(error.to_string().contains("direct I/O"), "{error}");
+                return skip(
+                    "direct_files_want_alignment",
+                    "no direct I/O in the temporary folder",
+                );
+            }
+        };
+        let unit = file.alignment().unwrap();
+        assert!(unit.is_power_of_two() && unit > 1, "{unit}");
+        file.read_at(Buf::aligned(4 * unit, unit), unit as u64).unwrap();
+        let read = was_read(next(&port));
+        assert_eq!(read[..], content[unit..5 * unit]);
+        // The last part of a file need not be whole.
+        let end = content.len() / unit * unit;
+        file.read_at(read, end as u64).unwrap();
+        let mut buf = was_read(next(&port));
+        assert_eq!(buf[..], content[end..]);
+        // From a buffer of the pool.
+        file.read_at(Buf::pooled(), 0).unwrap();
+        assert_eq!(was_read(next(&port))[..], content[..8192]);
+
+        file.read_at(Buf::aligned(2 * unit, unit), 0).unwrap();
+        buf = was_read(next(&port));
+        file.write_at(buf, 8 * unit as u64).unwrap();
+        assert_eq!(next(&port).result, Ok(2 * unit));
+        let now = fs::read(&path).unwrap();
+        assert_eq!(now[8 * unit..10 * unit], content[..2 * unit]);
+
+        file.read_at(Buf::aligned(unit, unit), 1).unwrap();
+        let packet = next(&port);
+        let error = packet.result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("Buf::aligned"), "{error}");
+        assert_eq!(was_read(packet).capacity(), unit, "the buffer is back");
+    });
+}
+
+// ---- The life of an operation -------------------------------------------------------------------
+
+/// Would catch: contexts that are lost, silent operations that have packets, deadlines that pass
+/// though there is time.
+#[test]
+fn file_operations_have_contexts_deadlines_and_silence() {
+    run(|| {
+        let folder = Folder::new();
+        let port = port(1);
+        let file = open(&port, &folder.path("file"));
+        let tally = Tally::default();
+        let patient = |id| file.start().context(tally.token(id)).deadline(PATIENCE);
+        patient(1).write_at(tally.bytes(b"hello".to_vec()), 0).unwrap();
+        assert_eq!(next(&port).context.map(|token| token.id), Some(1));
+        patient(2).sync_data().unwrap();
+        assert_eq!(next(&port).context.map(|token| token.id), Some(2));
+        patient(3).silent().append(tally.bytes(b" world".to_vec())).unwrap();
+        until("it is written", || {
+            assert!(poll(&port).is_none());
+            port.stats().in_flight == 0
+        });
+        patient(4).read_at(Buf::with_capacity(100), 0).unwrap();
+        let packet = next(&port);
+        assert_eq!(packet.context.as_ref().map(|token| token.id), Some(4));
+        assert_eq!(&was_read(packet)[..], b"hello world");
+        tally.assert_even();
+    });
+}
+
+/// Would catch: an append that starts although it was cancelled, or a packet that says another
+/// thing than what was done.
+#[test]
+fn appends_that_wait_can_be_cancelled() {
+    run(|| {
+        let folder = Folder::new();
+        let port = port(1);
+        let file = open(&port, &folder.path("log"));
+        let mut ids = Vec::new();
+        for number in 0..50_u8 {
+            let start = file.start().context(Token::from(u64::from(number)));
+            ids.push(start.append(vec![number; 100]).unwrap());
+        }
+        assert!(file.cancel(ids[20]));
+        let mut done = Vec::new();
+        let mut cancelled = Vec::new();
+        let mut rest_cancelled = false;
+        while done.len() + cancelled.len() < 50 {
+            let packet = next(&port);
+            let id = packet.context.as_ref().unwrap().id;
+            match packet.result {
+                Ok(bytes) => {
+                    assert_eq!(bytes, 100);
+                    done.push(u8::try_from(id).unwrap());
+                }
+                Err(error) => {
+                    assert!(error.is_cancelled() && packet.bytes == 0, "{error}");
+                    cancelled.push(id);
+                }
+            }
+            assert_eq!(was_written(packet).len(), 100);
+            if done.len() == 10 && !std::mem::replace(&mut rest_cancelled, true) {
+                file.cancel_all();
+            }
+        }
+        assert!(cancelled.contains(&20) && done.len() >= 10, "{done:?}");
+        let content: Vec<u8> = done.iter().flat_map(|&number| [number; 100]).collect();
+        assert_eq!(fs::read(folder.path("log")).unwrap(), content);
+        assert!(!file.cancel(ids[0]), "it is over");
+    });
+}
+
+/// Would catch: an operation that dies with the thread that started it.
+#[test]
+fn file_operations_survive_the_thread_that_started_them() {
+    run(|| {
+        let folder = Folder::new();
+        let content = pattern(0, 4 << 20);
+        let path = folder.file("content", &content);
+        let port = port(1);
+        let file = open(&port, &path);
+        // Not in the page cache, as far as the system does as it is told.
+        let fd = file.as_fd().as_raw_fd();
+        // SAFETY: it takes no pointers.
+        unsafe { libc::posix_fadvise(fd, 0, 0, libc::POSIX_FADV_DONTNEED) };
+        let starter = file.clone();
+        join(thread::spawn(move || {
+            for block in 0..64 {
+                let start = starter.start().context(Token::from(block));
+                start.read_at(Buf::with_capacity(1 << 16), block << 16).unwrap();
+            }
+        }));
+        for _ in 0..64 {
+            let packet = next(&port);
+            assert_eq!(packet.result, Ok(1 << 16));
+            let from = usize::try_from(packet.context.as_ref().unwrap().id).unwrap() << 16;
+            assert_eq!(was_read(packet)[..], content[from..from + (1 << 16)]);
+        }
+    });
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    DropFile,
+    CloseFile,
+    CancelAll,
+    DropPort,
+    ClosePort,
+}
+
+/// Would catch: a buffer that is freed while the kernel uses it, twice or never, whatever happens
+/// to operations that are queued, in the kernel, or over.
+#[test]
+fn files_in_flight_meet_everything_that_can_happen() {
+    use Event::*;
+    run(|| {
+        let folder = Folder::new();
+        let path = folder.file("content", &pattern(0, 3 << 20));
+        for event in [DropFile, CloseFile, CancelAll, DropPort, ClosePort] {
+            for taken in [0, 10] {
+                let row = format!("{event:?} after {taken}");
+                let size = Size::new();
+                let tally = Tally::default();
+                let port = port(1);
+                let file = open(&port, &path);
+                // SAFETY: it takes no pointers.
+                unsafe {
+                    let fd = file.as_fd().as_raw_fd();
+                    libc::posix_fadvise(fd, 0, 0, libc::POSIX_FADV_DONTNEED);
+                }
+                for number in 0..40_u64 {
+                    let start = || file.start().context(tally.token(number));
+                    start().read_at(size.vec(), number * 5000).unwrap();
+                    start().read_at(Buf::pooled(), number * 5000).unwrap();
+                    start().append(tally.bytes(vec![3; 5000])).unwrap();
+                    let parts = vec![size.vec(), size.vec()];
+                    start().read_vectored_at(parts, number * 7000).unwrap();
+                    start().sync_data().unwrap();
+                }
+                let mut packets = 0;
+                for _ in 0..taken {
+                    drop(next(&port));
+                    packets += 1;
+                }
+                let mut file = Some(file);
+                let mut port = Some(port);
+                match event {
+                    DropFile => file = None,
+                    CloseFile => file.as_ref().unwrap().close(),
+                    CancelAll => drop(file.as_ref().unwrap().cancel_all()),
+                    DropPort => port = None,
+                    ClosePort => port.as_ref().unwrap().close(),
+                }
+                if let Some(port) = &port
+                    && !matches!(event, ClosePort)
+                {
+                    while packets < 200 {
+                        let packet = next(port);
+                        let fine = match packet.result {
+                            Ok(_) => true,
+                            Err(error) => error.is_cancelled(),
+                        };
+                        assert!(fine, "{row}: {packet:?}");
+                        packets += 1;
+                    }
+                    assert!(poll(port).is_none(), "{row}");
+                    assert_eq!(port.stats().in_flight, 0, "{row}");
+                }
+                drop(port);
+                drop(file);
+                assert_eq!(size.alive(), 0, "{row}");
+                tally.assert_even();
+            }
+        }
+    });
+}
+
+/// Would catch: reads that are lost while others have all the buffers of the pool, or a buffer that
+/// two of them have.
+#[test]
+fn reads_wait_for_buffers_of_the_pool() {
+    run(|| {
+        let folder = Folder::new();
+        let content = pattern(0, 64 * 4096);
+        let path = folder.file("content", &content);
+        let port = build(crate::builder().concurrency(1).pool(4, 4096));
+        let file = port.open(&path, to_read(), 1).unwrap();
+        for block in 0..64 {
+            let start = file.start().context(Token::from(block));
+            start.read_at(Buf::pooled(), block * 4096).unwrap();
+        }
+        let mut held = Vec::new();
+        for _ in 0..64 {
+            let packet = next(&port);
+            assert_eq!(packet.result, Ok(4096));
+            let from = usize::try_from(packet.context.as_ref().unwrap().id).unwrap() * 4096;
+            held.push((from, was_read(packet)));
+            if held.len() == 4 {
+                for (from, buf) in held.drain(..) {
+                    assert_eq!(buf[..], content[from..from + 4096]);
+                }
+            }
+        }
+        assert!(port.stats().buffers_exhausted > 0);
+    });
+}
+
+// ---- Bad input ----------------------------------------------------------------------------------
+
+/// Would catch: an error without its kind, or a file that is open after all.
+#[test]
+fn files_that_cannot_be_opened_say_why() {
+    run(|| {
+        let folder = Folder::new();
+        let path = folder.file("there", b"");
+        let port = port(1);
+        let kind = |path: &Path, options: OpenOptions| {
+            let error = port.open(path, options, 1).unwrap_err();
+            assert!(!error.to_string().is_empty());
+            error.kind()
+        };
+        assert_eq!(kind(&folder.path("missing"), to_read()), ErrorKind::NotFound);
+        assert_eq!(kind(&path.join("below"), to_read()), ErrorKind::NotFound);
+        assert_eq!(kind(&folder.0, to_read()), ErrorKind::IsADirectory);
+        assert_eq!(kind(&folder.0, to_change()), ErrorKind::IsADirectory);
+        assert_eq!(kind(&path, to_change().create_new(true)), ErrorKind::AlreadyExists);
+        assert_eq!(kind(&path, OpenOptions::new()), ErrorKind::InvalidInput);
+        assert_eq!(port.handles(), 0);
+        port.close();
+        assert_eq!(kind(&path, to_read()), ErrorKind::Closed);
+    });
+}
+
+/// Would catch: a handle of the wrong kind, with which nothing can be done.
+#[test]
+fn files_and_streams_are_not_taken_for_each_other() {
+    run(|| {
+        let folder = Folder::new();
+        let path = folder.file("there", b"content");
+        let port = port(1);
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let refused = File::associate(&port, reader, 1).unwrap_err();
+        assert_eq!(refused.error.kind(), ErrorKind::InvalidInput);
+        assert!(refused.error.to_string().contains("Port::associate"), "{}", refused.error);
+        let refused = port.associate(fs::File::open(&path).unwrap(), 1).unwrap_err();
+        assert_eq!(refused.error.kind(), ErrorKind::InvalidInput);
+        assert!(refused.error.to_string().contains("File::associate"), "{}", refused.error);
+        let folder = fs::File::open(&folder.0).unwrap();
+        assert_eq!(
+            File::associate(&port, folder, 1).unwrap_err().error.kind(),
+            ErrorKind::IsADirectory
+        );
+        // The descriptor has come back and works.
+        let file = File::associate(&port, refused.value, 1).unwrap();
+        assert_eq!(read(&port, &file, 3, 10), b"tent");
+        // The same file once more, on another port.
+        let other = self::port(1);
+        let again = File::associate(&other, fs::File::open(&path).unwrap(), 1).unwrap();
+        assert_eq!(read(&other, &again, 0, 3), b"con");
+    });
+}
+
+/// Would catch: a position that wraps round or means "here", an accepted buffer without room, a
+/// buffer that does not come back, or a file that is harmed by any of it.
+#[test]
+fn bad_requests_of_a_file_are_refused() {
+    run(|| {
+        let folder = Folder::new();
+        let path = folder.file("there", b"content");
+        let port = port(1);
+        let file = open(&port, &path);
+        for offset in [1 << 63, u64::MAX - 1, u64::MAX, (1 << 63) - 2] {
+            let refused = file.read_at(vec![1; 3], offset).unwrap_err();
+            assert_eq!(refused.error.kind(), ErrorKind::InvalidInput, "{offset}");
+            assert!(refused.error.to_string().contains("2^63"), "{}", refused.error);
+            assert_eq!(refused.value.len(), 3);
+            let refused = file.write_at("abc", offset).unwrap_err();
+            assert_eq!(
+                (&refused.value[..], refused.error.kind()),
+                (&b"abc"[..], ErrorKind::InvalidInput)
+            );
+            let parts = file.read_vectored_at(vec![vec![1; 3].into()], offset).unwrap_err();
+            assert_eq!(parts.value.len(), 1);
+            assert!(file.write_vectored_at(vec!["abc".into()], offset).is_err());
+            assert!(file.allocate(offset, 2).is_err());
+            assert!(offset < 1 << 63 || file.set_len(offset).is_err());
+        }
+        for buf in [Buf::with_capacity(0), Buf::from("static"), Buf::from(Bytes::new())] {
+            let kind = file.read_at(buf, 0).unwrap_err().error.kind();
+            assert_eq!(kind, ErrorKind::InvalidInput);
+        }
+        // What only the system can say comes with a packet.
+        file.allocate(0, 0).unwrap();
+        assert_eq!(next(&port).result.unwrap_err().kind(), ErrorKind::InvalidInput);
+        let to_read = port.open(&path, to_read(), 1).unwrap();
+        to_read.write_at("abc", 0).unwrap();
+        let packet = next(&port);
+        assert!(packet.result.is_err());
+        assert_eq!(&was_written(packet)[..], b"abc");
+        assert_eq!(fs::read(&path).unwrap(), b"content");
+        assert_eq!(port.stats().in_flight, 0);
+        file.close();
+        assert_eq!(file.read_at(vec![1; 3], 0).unwrap_err().error.kind(), ErrorKind::Closed);
+    });
+}
+
+/// Would catch: a wait for ever, or another operation that suffers.
+#[test]
+fn a_file_closed_elsewhere_fails_alone() {
+    if !in_child(module_path!(), "a_file_closed_elsewhere_fails_alone") {
+        return;
+    }
+    run(|| {
+        let folder = Folder::new();
+        let port = port(1);
+        let well = open(&port, &folder.file("well", b"content"));
+        let ill = open(&port, &folder.file("ill", b"content"));
+        let number = ill.as_fd().as_raw_fd();
+        // SAFETY: none of what std or wharf relies on: that is what is tested. No other thread of
+        // this process opens anything before the descriptor is there again.
+        drop(unsafe { OwnedFd::from_raw_fd(number) });
+        ill.read_at(vec![1; 3], 0).unwrap();
+        well.read_at(vec![1; 3], 0).unwrap();
+        for _ in 0..2 {
+            let packet = next(&port);
+            let Op::Read { file, buf } = packet.op else { panic!("{:?}", packet.op) };
+            if file == well {
+                assert_eq!((packet.result, &buf[..]), (Ok(3), &b"con"[..]));
+            } else {
+                assert_eq!(packet.result.unwrap_err().kind(), ErrorKind::Closed);
+                assert_eq!(buf.capacity(), 3);
+            }
+        }
+        // For those who close it now.
+        // SAFETY: it takes no pointers, and nobody owns that number.
+        assert_eq!(unsafe { libc::dup2(well.as_fd().as_raw_fd(), number) }, number);
+    });
+    child_has_run();
+}
+
+/// Would catch: a full disk that is not reported, or a part that is not counted.
+#[test]
+fn a_full_disk_is_reported() {
+    const NAME: &str = "a_full_disk_is_reported";
+    if !in_child(module_path!(), NAME) {
+        return;
+    }
+    run(|| {
+        let folder = Folder::new();
+        let Some(_mounted) = mount_small(&folder.0) else {
+            return skip(NAME, "no file system may be mounted here");
+        };
+        let port = port(1);
+        let file = open(&port, &folder.path("large"));
+        let size = Size::new();
+        let mut large = size.vec().into_vec();
+        large.resize(size.bytes(), 7);
+        file.write_at(large, 0).unwrap();
+        let packet = next(&port);
+        let error = packet.result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StorageFull);
+        assert!(error.to_string().contains("make room"), "{error}");
+        assert!(packet.bytes > 0 && packet.bytes < size.bytes(), "{}", packet.bytes);
+        assert_eq!(file.metadata().unwrap().len(), packet.bytes as u64);
+        assert_eq!(was_written(packet).len(), size.bytes());
+        assert_eq!(size.alive(), 0);
+
+        file.allocate(0, 1 << 20).unwrap();
+        assert_eq!(next(&port).result.unwrap_err().kind(), ErrorKind::StorageFull);
+        // With room again everything goes on.
+        file.set_len(0).unwrap();
+        assert_eq!(next(&port).result, Ok(0));
+        file.write_at("fits", 0).unwrap();
+        assert_eq!(next(&port).result, Ok(4));
+    });
+    child_has_run();
+}
+
+/// Mounts a file system with room for 64 KiB, which this process alone sees.
+fn mount_small(at: &Path) -> Option<impl Drop> {
+    struct Mounted(std::ffi::CString);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            // SAFETY: a string that lives across the call.
+            unsafe { libc::umount2(self.0.as_ptr(), libc::MNT_DETACH) };
+        }
+    }
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(at.as_os_str().as_bytes()).expect("a path");
+    // SAFETY: the strings live across the calls; the process is this test's own.
+    let mounted = unsafe {
+        let private = libc::MS_REC | libc::MS_PRIVATE;
+        let (none, root, tmpfs) = (std::ptr::null(), c"/".as_ptr(), c"tmpfs".as_ptr());
+        libc::unshare(libc::CLONE_NEWNS) == 0
+            && libc::mount(none, root, none, private, none.cast()) == 0
+            && libc::mount(tmpfs, path.as_ptr(), tmpfs, 0, c"size=64k".as_ptr().cast()) == 0
+    };
+    mounted.then(|| Mounted(path))
+}
+
+/// Would catch: a wait that ends before what it waits for, with files beside sockets on one port.
+#[test]
+fn files_and_sockets_share_a_port() {
+    run(|| {
+        let folder = Folder::new();
+        let path = folder.file("content", &pattern(0, 100_000));
+        let port = port(2);
+        let file = open(&port, &path);
+        let (stream, mut peer) = pair(&port);
+        stream.recv(Buf::pooled()).unwrap();
+        for block in 0..10 {
+            file.read_at(Buf::with_capacity(10_000), block * 10_000).unwrap();
+        }
+        peer.write_all(b"hello").unwrap();
+        let (mut read, mut received) = (0, 0);
+        for _ in 0..11 {
+            match next(&port).op {
+                Op::Read { buf, .. } => read += buf.len(),
+                Op::Recv { buf, .. } => received += buf.len(),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((read, received), (100_000, 5));
+        assert!(matches!(port.wait_for(Duration::from_millis(1)), Wait::TimedOut));
+    });
+}
