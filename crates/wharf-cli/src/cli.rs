@@ -60,7 +60,7 @@ pub(crate) struct Serve {
     #[arg(long, value_enum, default_value_t = Service::Echo)]
     pub(crate) service: Service,
 
-    /// Bytes in a message of the service block, at most 1M
+    /// Bytes in a message of the services block and work, at most 1M
     #[arg(long, value_name = "BYTES", default_value = "64", value_parser = size)]
     pub(crate) size: usize,
 
@@ -94,6 +94,9 @@ pub(crate) enum Service {
     Discard,
     /// Sleep for as many milliseconds as a message's first byte says, then send the message back
     Block,
+    /// Use the CPU for as many microseconds as a message's first two bytes say, least significant
+    /// first, then send the message back
+    Work,
 }
 
 #[derive(Debug, Subcommand)]

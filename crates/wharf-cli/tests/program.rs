@@ -192,6 +192,20 @@ fn blocking_messages_are_told_apart() {
 }
 
 #[test]
+fn work_takes_as_long_as_a_message_says() {
+    let server = Server::start(&["--service", "work", "--size", "4"]);
+    let mut stream = server.connect();
+    let begin = Instant::now();
+    // Two bytes, the least significant one first: 1 + 256 * 78 microseconds.
+    stream.write_all(&[1, 78, 7, 8, 0, 0, 9, 10]).expect("it reads");
+    let mut echo = [0; 8];
+    stream.read_exact(&mut echo).expect("echoes");
+    assert_eq!(echo, [1, 78, 7, 8, 0, 0, 9, 10]);
+    assert!(begin.elapsed() >= Duration::from_micros(19_969), "{:?}", begin.elapsed());
+    server.stop();
+}
+
+#[test]
 fn discard_says_nothing() {
     let server = Server::start(&["--service", "discard"]);
     let mut stream = server.connect();

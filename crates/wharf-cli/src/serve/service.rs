@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::time::{ClockId, clock_gettime};
 use wharf::{Buf, Incoming, Listener, Op, Packet, Result, Stream};
 
 use crate::cli::Service;
@@ -90,6 +91,22 @@ impl Connection {
     /// Says that the end will be asked for. False: it has been.
     pub(super) fn set_ending(&self) -> bool {
         !self.ending.swap(true, Ordering::Relaxed)
+    }
+}
+
+/// Uses the CPU for so long. While the thread waits for a CPU, nothing is done: the work is the
+/// same on a busy machine.
+fn work(time: Duration) {
+    if time.is_zero() {
+        return;
+    }
+    let used = || {
+        let used = clock_gettime(ClockId::ThreadCPUTime);
+        Duration::try_from(used).unwrap_or_default()
+    };
+    let end = used() + time;
+    while used() < end {
+        std::hint::spin_loop();
     }
 }
 
@@ -212,7 +229,7 @@ impl Server {
             outcome = incoming.associate(Key::Connection(connection)).and_then(|stream| {
                 let buf = match self.service {
                     Service::Echo | Service::Discard => Buf::pooled(),
-                    Service::Block => Buf::with_capacity(self.size),
+                    Service::Block | Service::Work => Buf::with_capacity(self.size),
                 };
                 self.receive(&stream, buf)
             });
@@ -239,7 +256,7 @@ impl Server {
     fn receive(&self, stream: &Stream<Key>, buf: Buf) -> Result<()> {
         match self.service {
             Service::Echo | Service::Discard => stream.recv(Buf::pooled())?,
-            Service::Block => stream.recv_exact(buf, self.size)?,
+            Service::Block | Service::Work => stream.recv_exact(buf, self.size)?,
         }
         Ok(())
     }
@@ -270,7 +287,7 @@ impl Server {
                 drop(buf);
                 self.receive(stream, Buf::pooled())?;
             }
-            Service::Block if bytes < self.size => {
+            Service::Block | Service::Work if bytes < self.size => {
                 // The peer, or the drain, has ended it in the middle of a message.
                 if !connection.ending.load(Ordering::Relaxed) {
                     log::debug!("a connection ended {bytes} bytes into a message");
@@ -282,6 +299,11 @@ impl Server {
                 if milliseconds > 0 {
                     thread::sleep(Duration::from_millis(milliseconds.into()));
                 }
+                stream.send(buf)?;
+            }
+            Service::Work => {
+                let head = buf.first_chunk().copied().unwrap_or_default();
+                work(Duration::from_micros(u16::from_le_bytes(head).into()));
                 stream.send(buf)?;
             }
         }
@@ -298,7 +320,9 @@ impl Server {
         let Key::Connection(connection) = stream.key() else { return Ok(()) };
         add(&connection.sent, bytes);
         match result {
-            Ok(_) if self.service == Service::Block => self.receive(stream, buf),
+            Ok(_) if matches!(self.service, Service::Block | Service::Work) => {
+                self.receive(stream, buf)
+            }
             Ok(_) => {
                 drop(buf);
                 connection.moved.store(false, Ordering::Relaxed);
