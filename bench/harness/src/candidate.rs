@@ -21,6 +21,7 @@ pub const WHARF: &str = "wharf";
 const WHARF_SERVICES: &[(&str, &[&str])] = &[
     ("echo", &["serve", "--tcp", "127.0.0.1:0", "--service", "echo"]),
     ("block", &["serve", "--tcp", "127.0.0.1:0", "--service", "block"]),
+    ("work", &["serve", "--tcp", "127.0.0.1:0", "--service", "work"]),
 ];
 
 /// How long a server may take until it is ready.

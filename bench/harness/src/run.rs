@@ -10,7 +10,7 @@ use crate::Failure;
 use crate::candidate::{Candidate, Places, Program, Server, Start};
 use crate::child::{Running, Stop};
 use crate::launch;
-use crate::load::exchange::LATENCY_MAX;
+use crate::load::LATENCY_MAX;
 use crate::measure::calibrate;
 use crate::report::{Method, Outcome, Report, Row, text};
 use crate::scenario::{Needs, Parameter, Point, Sample, Scenario};

@@ -21,11 +21,9 @@ use nix::sys::prctl::set_timerslack;
 use serde::{Deserialize, Serialize};
 
 use super::connect::connect;
-use super::{random, seeded};
+use super::{LATENCY_MAX, Meter, Metered, random, recorded, seeded};
 use crate::Failure;
 use crate::candidate::Candidate;
-use crate::measure::{Usage, machine_cpu_ns};
-use crate::metric::{BUSIEST, CPU_NS, ENTRIES, P50_US, P99_US, P999_US, PEAK_MIB, RATE, SWITCHES};
 use crate::run::Bench;
 use crate::scenario::{Sample, Scenario};
 
@@ -34,9 +32,6 @@ const PIECE_MAX: usize = 16 * 1024;
 
 /// A message up to this size is compared byte by byte, and of a piece of a larger one the two ends.
 const COMPARE_MAX: usize = 4096;
-
-/// The longest latency that is told apart from others, in nanoseconds.
-pub const LATENCY_MAX: u64 = 60_000_000_000;
 
 /// What a window of messages is.
 #[derive(Clone, Debug)]
@@ -94,14 +89,10 @@ struct Job {
 pub struct Exchanged {
     /// By group.
     pub groups: Vec<Counted>,
-    /// How long the window really was.
-    pub seconds: f64,
     /// Complete echoes of all groups since the server was started.
     pub ever: u64,
-    /// What the server used in the window.
-    pub server: Usage,
-    /// CPU time of everybody else, by the time that all CPUs had.
-    pub others: Option<f64>,
+    /// What the window has cost.
+    pub metered: Metered,
 }
 
 /// What was counted for one group.
@@ -155,8 +146,7 @@ impl Plan {
         Ok((exchanged, server.end()))
     }
 
-    /// Measures a window, and makes the usual figures of it: operations are the messages of all
-    /// groups, latencies those of the first.
+    /// Measures a window, and makes the usual figures of it.
     pub fn window(
         &self,
         bench: &Bench,
@@ -169,45 +159,15 @@ impl Plan {
 }
 
 impl Exchanged {
-    /// The usual figures.
+    /// The usual figures: operations are the messages of all groups, latencies those of the first.
     #[must_use]
     pub fn sample(self, entries: Option<u64>) -> Sample {
-        let mut sample = Sample { others: self.others, ..Sample::default() };
-        let requests = self.groups.iter().map(|it| it.requests).sum::<u64>() as f64;
-        sample.put(&CPU_NS, self.server.cpu_ns as f64 / requests);
-        sample.put(&RATE, requests / self.seconds);
-        sample.put(&SWITCHES, self.server.switches as f64 / requests);
-        sample.put(&PEAK_MIB, self.server.peak_bytes as f64 / 1024.0 / 1024.0);
-        if let Some(share) = self.server.busiest_share {
-            sample.put(&BUSIEST, share * 100.0);
-        }
-        if let Some(entries) = entries {
-            sample.put(&ENTRIES, entries as f64 / self.ever as f64);
-        }
+        let mut sample = self.metered.sample(self.groups.iter().map(|it| it.requests).sum());
+        sample.put_entries(entries, self.ever);
         if let Some(first) = self.groups.into_iter().next() {
-            for (metric, quantile) in [(&P50_US, 0.5), (&P99_US, 0.99), (&P999_US, 0.999)] {
-                if let Some(value) = first.quantile_us(quantile) {
-                    sample.put(metric, value);
-                }
-            }
-            sample.latencies = first.latencies;
+            sample.put_latencies(first.latencies);
         }
         sample
-    }
-}
-
-impl Counted {
-    /// The latency, in microseconds, that so many (from 0 to 1) do not exceed.
-    #[must_use]
-    pub fn quantile_us(&self, quantile: f64) -> Option<f64> {
-        let total: u64 = self.latencies.iter().map(|(_, count)| count).sum();
-        let wanted = (total as f64 * quantile).ceil() as u64;
-        let mut seen = 0;
-        let found = self.latencies.iter().find(|(_, count)| {
-            seen += count;
-            seen >= wanted.max(1)
-        });
-        found.map(|(nanoseconds, _)| *nanoseconds as f64 / 1e3)
     }
 }
 
@@ -371,37 +331,22 @@ impl Generator {
             group.mismatches = 0;
             group.latency.reset();
         }
-        let machine = machine_cpu_ns();
-        let own = Usage::of(std::process::id())?;
-        let server = Usage::of(self.server)?;
+        let meter = Meter::start(self.server)?;
         let begin = self.now();
         let end = self.turn_until(begin + nanoseconds(window), &mut completions)?;
-        let server = Usage::of(self.server)?.since(&server);
-        let own = Usage::of(std::process::id())?.since(&own);
-        let seconds = (end - begin) as f64 / 1e9;
-        let others = machine.zip(machine_cpu_ns()).and_then(|(before, after)| {
-            let used = after.saturating_sub(before).saturating_sub(server.cpu_ns + own.cpu_ns);
-            let cpus = crate::measure::machine_cpus()?;
-            Some(used as f64 / 1e9 / seconds / cpus as f64)
-        });
+        let metered = meter.stop()?;
         self.count_unanswered(end);
 
         let counted = |it: &Tally| Counted {
             requests: it.requests,
             heavy: it.heavy,
             mismatches: it.mismatches,
-            latencies: it
-                .latency
-                .iter_recorded()
-                .map(|it| (it.value_iterated_to(), it.count_at_value()))
-                .collect(),
+            latencies: recorded(&it.latency),
         };
         Ok(Exchanged {
             groups: self.groups.iter().map(counted).collect(),
-            seconds,
             ever: self.ever,
-            server,
-            others,
+            metered,
         })
     }
 
@@ -642,14 +587,5 @@ mod tests {
             received[wrong] = 8;
             assert!(!same(&received, &sent));
         }
-    }
-
-    #[test]
-    fn quantiles_are_those_of_all_that_was_recorded() {
-        let latencies = vec![(1_000, 98), (2_000, 1), (9_000, 1)];
-        let counted = Counted { requests: 100, heavy: 0, mismatches: 0, latencies };
-        assert_eq!(counted.quantile_us(0.5), Some(1.0));
-        assert_eq!(counted.quantile_us(0.99), Some(2.0));
-        assert_eq!(counted.quantile_us(1.0), Some(9.0));
     }
 }

@@ -67,7 +67,7 @@ pub fn table(outcome: &Outcome, baseline: &str) -> String {
     text + &noise(outcome)
 }
 
-/// Best first; those without a figure, in the order in which they took part, last.
+/// By place, and best first; those without a figure, in the order in which they took part, last.
 fn sorted(outcome: &Outcome) -> Vec<&Row> {
     let headline = outcome.headline();
     let worth = |row: &&Row| match (row.figures.get(&*headline.key), headline.better) {
@@ -76,7 +76,10 @@ fn sorted(outcome: &Outcome) -> Vec<&Row> {
         (Some(it), Better::More) => -it.median,
     };
     let mut rows: Vec<_> = outcome.rows.iter().collect();
-    rows.sort_by(|one, other| worth(one).total_cmp(&worth(other)));
+    rows.sort_by(|one, other| {
+        one.rank.cmp(&other.rank).then_with(|| worth(one).total_cmp(&worth(other)))
+    });
+    rows.sort_by_key(|it| !it.figures.contains_key(&*headline.key));
     rows
 }
 
