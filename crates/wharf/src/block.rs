@@ -348,6 +348,9 @@ impl Payload {
                  File::alignment says: take them from Buf::aligned",
             );
         }
+        if matches!(self, Self::Shutdown(_)) && handle.kind() != Kind::Socket {
+            return error.with_remedy("a pipe ends when the last clone of its Stream is dropped");
+        }
         error
     }
 

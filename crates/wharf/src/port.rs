@@ -2,8 +2,9 @@
 
 use std::{
     cell::Cell,
-    fmt,
+    fmt, io,
     net::{SocketAddr, ToSocketAddrs},
+    path::Path,
     sync::{Arc, Mutex, Weak},
     time::Duration,
 };
@@ -459,6 +460,40 @@ where
         Ok(stream)
     }
 
+    /// Listens on a path of this machine, with a backlog of 4,096. Whoever stops listening removes
+    /// what is left at the path.
+    ///
+    /// # Errors
+    ///
+    /// `AddressInUse` if something is there already, `InvalidInput` if the path is too long (about
+    /// 100 bytes), `NotFound` if its folder does not exist.
+    #[cfg(unix)]
+    pub fn listen_unix(&self, path: impl AsRef<Path>, key: K) -> Result<Listener<K, M>> {
+        let listen = || {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            socket.bind(&SockAddr::unix(path)?)?;
+            socket.listen(4096)?;
+            Ok(socket)
+        };
+        let socket = listen().map_err(|error: io::Error| Error::from_io(&error, "listen"))?;
+        Ok(self.associate_listener(socket, key)?)
+    }
+
+    /// Starts to connect to a path of this machine. The packet is an [`Op::Connect`].
+    ///
+    /// # Errors
+    ///
+    /// If the socket cannot be made, or `InvalidInput` if the path is too long.
+    #[cfg(unix)]
+    pub fn connect_unix(&self, path: impl AsRef<Path>, key: K) -> Result<Stream<K, M>> {
+        let failed = |error| Error::from_io(&error, "connect");
+        let address = SockAddr::unix(path).map_err(failed)?;
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed)?;
+        let stream = self.associate(socket, key)?;
+        stream.start().connect_to(address)?;
+        Ok(stream)
+    }
+
     fn socket_for(&self, address: SocketAddr, key: K) -> Result<Stream<K, M>> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)
             .and_then(|socket| socket.set_tcp_nodelay(true).map(|()| socket))
@@ -467,11 +502,19 @@ where
     }
 
     /// Associates a connected (or not yet connected) stream socket: a `std::net::TcpStream`, a
-    /// `socket2::Socket`, or any other descriptor of one.
+    /// `std::os::unix::net::UnixStream`, a `socket2::Socket`, or any other descriptor of one. Or
+    /// what else bytes are received from or sent to in order: an end of a pipe, a FIFO, a
+    /// terminal, the `ChildStdin` and `ChildStdout` of a process.
+    ///
+    /// A pipe has one direction, and ends when the last clone of its [`Stream`] is dropped: it
+    /// cannot be shut down. A program that writes to pipes must ignore SIGPIPE, as Rust's do. What
+    /// is shared with other processes, like the terminal, is switched between blocking and not
+    /// (O_NONBLOCK) for all of them.
     ///
     /// # Errors
     ///
-    /// `Associated` if the socket belongs to a port already, `Closed` if the port is closed. The
+    /// `Associated` if the socket belongs to a port already (for pipes this is not noticed),
+    /// `InvalidInput` for a file (see [`File::associate`]), `Closed` if the port is closed. The
     /// descriptor comes back.
     pub fn associate(
         &self,
@@ -632,7 +675,7 @@ where
     }
 }
 
-fn bind(address: SocketAddr) -> std::io::Result<Socket> {
+fn bind(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     // Accepted connections inherit it.

@@ -224,7 +224,11 @@ impl<K, M> Start<'_, Stream<K, M>, M> {
     ///
     /// As there.
     pub fn connect(self, address: SocketAddr) -> Result<OpId> {
-        let address = Box::new(SockAddr::from(address));
+        self.connect_to(address.into())
+    }
+
+    pub(crate) fn connect_to(self, address: SockAddr) -> Result<OpId> {
+        let address = Box::new(address);
         Ok(self.handle.shared.launch(Payload::Connect(address), self.extras).map_err(refused)?)
     }
 }

@@ -9,6 +9,7 @@
 mod files;
 mod lifecycle;
 mod operations;
+mod pipes;
 mod port;
 mod refused;
 mod scheduling;
