@@ -20,6 +20,7 @@ use socket2::SockAddr;
 
 use crate::{
     buf::Buf,
+    datagram::Parcel,
     error::{Error, ErrorKind, Refused},
     port::PortShared,
     raw::{self, Gather, Operation, Request, Slice, Started},
@@ -45,6 +46,8 @@ pub(crate) enum Payload {
     AcceptFirst(Buf),
     Connect(Box<SockAddr>),
     Shutdown(Shutdown),
+    RecvMessage(Buf, Parcel),
+    SendMessage(Buf, Parcel),
     /// A read at a position.
     Read(Buf, u64),
     ReadVectored(Box<Vectored>, u64),
@@ -223,7 +226,7 @@ impl<K, M> HandleShared<K, M> {
                 let fields = unsafe { &mut *block };
                 let mut payload = std::mem::replace(&mut fields.payload, Payload::Idle);
                 // SAFETY: the kernel has written that many bytes from the room's start.
-                unsafe { payload.set_filled(bytes) };
+                unsafe { payload.settle(bytes, 0) };
                 let context = fields.context.take();
                 fields.handle = None;
                 self.put_block(block);
@@ -326,8 +329,8 @@ impl Payload {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Idle | Self::Posted => "post",
-            Self::Recv(..) | Self::RecvEach => "recv",
-            Self::Send(_) | Self::SendVectored(_) => "send",
+            Self::Recv(..) | Self::RecvEach | Self::RecvMessage(..) => "recv",
+            Self::Send(_) | Self::SendVectored(_) | Self::SendMessage(..) => "send",
             Self::Accept { .. } | Self::AcceptFirst(_) => "accept",
             Self::Connect(_) => "connect",
             Self::Shutdown(_) => "shutdown",
@@ -362,13 +365,14 @@ impl Payload {
         moves && sys::file::is_direct(handle.fd())
     }
 
-    /// Says how much the kernel has put into what was received or read into. What came from the
-    /// pool lies in another buffer, which replaces this one in the packet.
+    /// Takes over what an operation that is over has brought. What came from the pool lies in
+    /// another buffer, which replaces this one in the packet.
     ///
     /// # Safety
     ///
-    /// So many bytes have been written there, from the start of the room on.
-    pub(crate) unsafe fn set_filled(&mut self, bytes: usize) {
+    /// Its operation has just ended with this status, and so many bytes have been written from the
+    /// start of the room on. Once for each operation.
+    pub(crate) unsafe fn settle(&mut self, bytes: usize, status: i32) {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
@@ -376,6 +380,12 @@ impl Payload {
                     buf.set_filled(bytes);
                 }
                 Self::ReadVectored(vectored, _) => vectored.set_filled(bytes),
+                Self::RecvMessage(buf, parcel) => {
+                    buf.set_filled(bytes);
+                    if status == 0 {
+                        parcel.arrive();
+                    }
+                }
                 _ => {}
             }
         }
@@ -415,6 +425,18 @@ impl Payload {
                 Request::Connect { address: address.as_ptr().cast(), length: address.len() }
             }
             Self::Shutdown(how) => Request::Shutdown { how: *how },
+            Self::RecvMessage(buf, parcel) if buf.wants_pool() => {
+                let message = parcel.message(ptr::null_mut(), 0);
+                Request::ReceiveMessage { message, pooled: true }
+            }
+            Self::RecvMessage(buf, parcel) => {
+                let (buffer, room) = writable("recv", buf)?;
+                let message = parcel.message(buffer, some("recv", room)?);
+                Request::ReceiveMessage { message, pooled: false }
+            }
+            Self::SendMessage(buf, parcel) => {
+                Request::SendMessage { message: parcel.message(buf.as_ptr().cast_mut(), buf.len()) }
+            }
             Self::Read(buf, offset) if buf.wants_pool() => {
                 Request::ReadPooled { offset: range("read", *offset, 1 << 30)? }
             }

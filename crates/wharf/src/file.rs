@@ -83,7 +83,12 @@ impl<K, M> Eq for File<K, M> {}
 ///
 /// let mut private = std::fs::OpenOptions::new();
 /// private.write(true).create_new(true).mode(0o600);
-/// let private = wharf::OpenOptions::from(private);
+/// # let port = wharf::Port::<()>::new(1)?;
+/// # let path = std::env::temp_dir().join(format!("wharf-doc-private-{}", std::process::id()));
+/// let file = port.open(&path, private, ())?;
+/// # drop(file);
+/// # std::fs::remove_file(path).unwrap();
+/// # Ok::<(), wharf::Error>(())
 /// ```
 #[derive(Clone, Debug)]
 #[doc(alias = "CreateFile")]

@@ -42,6 +42,7 @@
 
 mod block;
 mod buf;
+mod datagram;
 mod error;
 mod file;
 mod port;
@@ -57,6 +58,7 @@ mod workers;
 pub use crate::{
     block::OpId,
     buf::{Buf, Pooled},
+    datagram::{Address, Datagram, Received},
     error::{Error, ErrorKind, Refused, Result},
     file::{File, OpenOptions},
     port::{Builder, Op, Packet, Port, Turn},

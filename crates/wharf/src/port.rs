@@ -15,6 +15,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::{
     block::{Block, HandleShared, Payload},
     buf::Buf,
+    datagram::{Datagram, Received},
     error::{Error, ErrorKind, Refused, Result},
     file::File,
     raw::{
@@ -314,6 +315,34 @@ pub enum Op<K: 'static, M: 'static = ()> {
     Shutdown {
         /// The connection.
         stream: Stream<K, M>,
+    },
+    /// A receive of bytes and descriptors is over. Zero bytes: the peer has ended its direction.
+    #[doc(alias = "SCM_RIGHTS")]
+    RecvMessage {
+        /// The connection.
+        stream: Stream<K, M>,
+        /// The buffer, holding what was received.
+        buf: Buf,
+        /// What came along.
+        message: Received,
+    },
+    /// A datagram was received.
+    #[doc(alias = "WSARecvFrom")]
+    RecvFrom {
+        /// The socket.
+        socket: Datagram<K, M>,
+        /// The buffer, holding the datagram.
+        buf: Buf,
+        /// Where it came from, and what came along.
+        message: Received,
+    },
+    /// A datagram has been given to the kernel.
+    #[doc(alias = "WSASendTo")]
+    SendTo {
+        /// The socket.
+        socket: Datagram<K, M>,
+        /// The buffer, as it was.
+        buf: Buf,
     },
     /// A read is over. Less than fits into the buffer: the file ends there. Zero bytes: it ends
     /// before.
@@ -732,8 +761,8 @@ impl<K, M> PortShared<K, M> {
             let fields = unsafe { &mut *block };
             context = fields.context.take();
             let mut done = std::mem::replace(&mut fields.payload, Payload::Idle);
-            // SAFETY: the kernel has written that many bytes to what the payload has room for.
-            unsafe { done.set_filled(bytes) };
+            // SAFETY: this is the operation's last completion, which says what was written.
+            unsafe { done.settle(bytes, status) };
             payload = done;
             let Some(owner) = fields.handle.take() else {
                 // Posted.
@@ -772,6 +801,20 @@ impl<K, M> PortShared<K, M> {
             Payload::SendVectored(vectored) => {
                 Op::SendVectored { stream: stream(handle), bufs: vectored.bufs }
             }
+            Payload::RecvMessage(buf, parcel) => {
+                let buf = buffer.map_or(buf, Buf::from);
+                let datagram = parcel.is_datagram();
+                let message = Received::new(parcel);
+                if datagram {
+                    Op::RecvFrom { socket: Datagram::from_shared(handle), buf, message }
+                } else {
+                    Op::RecvMessage { stream: stream(handle), buf, message }
+                }
+            }
+            Payload::SendMessage(buf, parcel) if parcel.is_datagram() => {
+                Op::SendTo { socket: Datagram::from_shared(handle), buf }
+            }
+            Payload::SendMessage(buf, _) => Op::Send { stream: stream(handle), buf },
             Payload::Accept { .. } => accept(handle, accepted, None),
             Payload::AcceptFirst(buf) => accept(handle, accepted, Some(buf)),
             Payload::Connect(_) => Op::Connect { stream: stream(handle) },

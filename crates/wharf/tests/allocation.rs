@@ -5,11 +5,11 @@ use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     time::Duration,
 };
 
-use wharf::{Buf, Builder, Op, Packet, Port, Stream, Wait};
+use wharf::{Buf, Builder, Op, OpenOptions, Packet, Port, Stream, Wait};
 
 struct Counting;
 
@@ -109,5 +109,33 @@ fn operations_allocate_nothing_in_the_steady_state() {
         assert_eq!(allocations(each), 0, "a repeated receive");
         stream.cancel_all();
         drop(next(&port));
+
+        // Datagrams, with their addresses.
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = socket.local_addr().unwrap();
+        let socket = port.associate_datagram(socket, ()).unwrap();
+        let datagrams = || {
+            socket.send_to("ping", to).unwrap();
+            drop(next(&port));
+            socket.recv_from(Buf::pooled()).unwrap();
+            let Op::RecvFrom { buf, message, .. } = next(&port).op else { panic!("no datagram") };
+            assert!(&*buf == b"ping" && message.from().is_some());
+        };
+        assert_eq!(allocations(datagrams), 0, "datagrams");
+
+        // Reads and writes of a file.
+        let path = std::env::temp_dir().join(format!("wharf-allocation-{}", std::process::id()));
+        let options = OpenOptions::new().read(true).write(true).create(true);
+        let file = port.open(&path, options, ()).unwrap();
+        let mut buf = Some(Buf::with_capacity(64));
+        let files = || {
+            file.write_at("ping", 0).unwrap();
+            drop(next(&port));
+            file.read_at(buf.take().unwrap_or_default(), 0).unwrap();
+            let Op::Read { buf: read, .. } = next(&port).op else { panic!("not a read") };
+            buf = Some(read);
+        };
+        assert_eq!(allocations(files), 0, "a file");
+        std::fs::remove_file(path).unwrap();
     }
 }

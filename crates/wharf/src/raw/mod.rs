@@ -56,7 +56,7 @@ pub use self::{
     handle::{Handle, Started},
     operation::{Gather, Operation, Request},
 };
-pub use crate::sys::Slice;
+pub use crate::sys::{Message, Slice};
 use crate::{
     buf::Pooled,
     error::{Error, Refused},

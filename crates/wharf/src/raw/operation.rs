@@ -22,7 +22,7 @@ use std::{
 };
 
 use super::Handle;
-use crate::sys::{Header, MessageHeader, NO_DESCRIPTOR, RawDescriptor, Slice};
+use crate::sys::{Header, Message, MessageHeader, NO_DESCRIPTOR, RawDescriptor, Slice};
 
 /// What an operation asks for.
 ///
@@ -64,6 +64,20 @@ pub enum Request {
     SendVectored {
         /// The slices.
         gather: *mut Gather,
+    },
+    /// Receive a datagram, or at least one byte of a stream, with what travels along.
+    #[doc(alias = "WSARecvMsg")]
+    ReceiveMessage {
+        /// Where to put the bytes and the rest.
+        message: *mut Message,
+        /// Put the bytes into a buffer of the port's pool, instead of where the message says.
+        pooled: bool,
+    },
+    /// Send a datagram, or all bytes of a part of a stream, with what travels along.
+    #[doc(alias = "WSASendMsg")]
+    SendMessage {
+        /// The bytes and the rest.
+        message: *mut Message,
     },
     /// Accept a connection. Completes with its descriptor in
     /// [`Completion::accepted`](super::Completion::accepted).
@@ -239,11 +253,13 @@ impl Request {
         match self {
             Self::Receive { .. }
             | Self::ReceivePooled { .. }
+            | Self::ReceiveMessage { .. }
             | Self::Readable
             | Self::Accept { .. }
             | Self::AcceptFirst { .. } => Direction::In,
             Self::Send { .. }
             | Self::SendVectored { .. }
+            | Self::SendMessage { .. }
             | Self::Connect { .. }
             | Self::Shutdown { .. }
             | Self::Write { offset: Self::APPEND, .. }
@@ -257,6 +273,16 @@ impl Request {
             | Self::Allocate { .. }
             | Self::Truncate { .. } => Direction::Unordered,
         }
+    }
+
+    /// Whether it takes a buffer of the pool.
+    pub(crate) fn is_pooled(&self) -> bool {
+        matches!(
+            self,
+            Self::ReceivePooled { .. }
+                | Self::ReadPooled { .. }
+                | Self::ReceiveMessage { pooled: true, .. }
+        )
     }
 
     pub(crate) fn repeats(&self) -> bool {

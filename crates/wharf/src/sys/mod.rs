@@ -14,6 +14,7 @@
 //! | `Lane` | the driver, or an enum of several: chosen when a port is made, never per operation |
 //! | `Header` | what the driver keeps in the header of an operation |
 //! | `Slice` | an address and a length, as the system reads them |
+//! | `Message` | bytes, an address, and what travels along |
 //! | `MessageHeader` | what it keeps with the slices of a vectored send |
 //! | `OwnedDescriptor`, `RawDescriptor`, … | a socket or a file |
 //! | `Mapping` | memory for the buffers of a pool |
@@ -32,7 +33,7 @@ cfg_select! {
         mod unix;
         pub(crate) mod uring;
         pub(crate) use self::{linux::*, unix::*};
-        pub use self::unix::Slice;
+        pub use self::unix::{Message, Slice};
     }
     _ => {
         compile_error!("wharf has no driver for this system");

@@ -6,6 +6,7 @@
 //! No test asserts that something was fast. A test waits, with a deadline that only a hang
 //! exceeds, for what must happen, and asserts orders, counts and values.
 
+mod datagrams;
 mod files;
 mod lifecycle;
 mod operations;

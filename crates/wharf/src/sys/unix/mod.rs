@@ -1,5 +1,6 @@
 //! What every driver of a Unix needs.
 
+mod datagram;
 pub(crate) mod file;
 mod fork;
 mod mapping;
@@ -14,6 +15,7 @@ use std::{
 
 pub(crate) use std::os::fd::{OwnedFd as OwnedDescriptor, RawFd as RawDescriptor};
 
+pub use self::datagram::Message;
 pub(crate) use self::{fork::ForkGuard, mapping::Mapping, progress::attempt};
 use crate::{error::ErrorKind, sync::lock, sys::Kind};
 

@@ -38,7 +38,9 @@ pub(crate) unsafe fn evaluate(op: &mut Operation) -> Step {
             op.bytes += if length == 0 { 0 } else { done };
             if exact && done > 0 && op.bytes < length { go_on(op) } else { Step::Finish }
         }
-        Request::ReceivePooled { .. } | Request::ReadPooled { .. } => {
+        Request::ReceivePooled { .. }
+        | Request::ReadPooled { .. }
+        | Request::ReceiveMessage { .. } => {
             op.bytes = done;
             Step::Finish
         }
@@ -50,6 +52,11 @@ pub(crate) unsafe fn evaluate(op: &mut Operation) -> Step {
             op.bytes += done;
             // SAFETY: the gather and its slices live as long as the operation.
             if unsafe { (*gather).advance(done) } { go_on(op) } else { Step::Finish }
+        }
+        Request::SendMessage { message } => {
+            op.bytes += done;
+            // SAFETY: the message lives as long as the operation.
+            if unsafe { (*message).advance(done) } { go_on(op) } else { Step::Finish }
         }
         Request::AcceptFirst { .. } if op.accepted == NO_DESCRIPTOR => {
             op.accepted = op.system.result;

@@ -49,10 +49,11 @@ pub(crate) struct Features {
 }
 
 /// Opcodes without which the driver cannot work, all known since Linux 5.11.
-const REQUIRED: [(abi::io_uring_op, &str); 17] = [
+const REQUIRED: [(abi::io_uring_op, &str); 18] = [
     (abi::io_uring_op::IORING_OP_NOP, "NOP"),
     (abi::io_uring_op::IORING_OP_POLL_ADD, "POLL_ADD"),
     (abi::io_uring_op::IORING_OP_SENDMSG, "SENDMSG"),
+    (abi::io_uring_op::IORING_OP_RECVMSG, "RECVMSG"),
     (abi::io_uring_op::IORING_OP_TIMEOUT, "TIMEOUT"),
     (abi::io_uring_op::IORING_OP_ACCEPT, "ACCEPT"),
     (abi::io_uring_op::IORING_OP_ASYNC_CANCEL, "ASYNC_CANCEL"),
@@ -412,6 +413,33 @@ impl Lane {
                 op_flags: SEND_FLAGS,
                 ..entry
             },
+            Request::ReceiveMessage { message, pooled: false } => {
+                // SAFETY: the message lives as long as the operation (the contract of start).
+                receive_message(entry, unsafe { (*message).prepare(true) }, 0)
+            }
+            Request::ReceiveMessage { message, .. } if self.features.provided_buffers => {
+                let nowhere = std::ptr::null_mut();
+                // SAFETY: as above.
+                let header = unsafe { (*message).prepare_into(nowhere, self.pool.size()) };
+                select_buffer(receive_message(entry, header, 0))
+            }
+            Request::ReceiveMessage { message, .. } => match u16::try_from(op.buffer) {
+                Ok(id) => {
+                    let (buffer, size) = (self.pool.address(id), self.pool.size());
+                    // SAFETY: as above.
+                    let header = unsafe { (*message).prepare_into(buffer, size) };
+                    receive_message(entry, header, libc::MSG_DONTWAIT)
+                }
+                Err(_) => poll_in(entry),
+            },
+            Request::SendMessage { message } => Sqe {
+                opcode: abi::io_uring_op::IORING_OP_SENDMSG as u8,
+                // SAFETY: as above.
+                addr: unsafe { (*message).prepare(false) } as u64,
+                len: 1,
+                op_flags: SEND_FLAGS,
+                ..entry
+            },
             Request::AcceptFirst { buffer, length } if op.accepted != NO_DESCRIPTOR => {
                 receive(Sqe { fd: op.accepted, ..entry }, buffer, length, 0)
             }
@@ -550,9 +578,7 @@ impl Lane {
     ///
     /// As for [`progress::evaluate`].
     unsafe fn evaluate(&self, op: &mut Operation) -> Step {
-        let pooled =
-            matches!(op.request, Request::ReceivePooled { .. } | Request::ReadPooled { .. });
-        if pooled && !op.flags.pausing {
+        if op.request.is_pooled() && !op.flags.pausing {
             match (op.system.result, op.system.step) {
                 (0.., 0) if !self.features.provided_buffers => {
                     // Readable now, or a file: the next step fills a buffer.
@@ -585,6 +611,16 @@ fn receive(entry: Sqe, buffer: *mut u8, length: usize, flags: i32) -> Sqe {
         addr: buffer as u64,
         len: clamp(length),
         op_flags: flags.cast_unsigned(),
+        ..entry
+    }
+}
+
+fn receive_message(entry: Sqe, header: *mut libc::msghdr, flags: i32) -> Sqe {
+    Sqe {
+        opcode: abi::io_uring_op::IORING_OP_RECVMSG as u8,
+        addr: header as u64,
+        len: 1,
+        op_flags: (flags | libc::MSG_CMSG_CLOEXEC).cast_unsigned(),
         ..entry
     }
 }
