@@ -3,7 +3,7 @@
 //! A *program* offers *services*. Where it offers one in several *designs* (`datagrams:polled`,
 //! `datagrams:event`), each of them is a candidate of its own, called `PROGRAM:DESIGN`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use serde::Deserialize;
 use crate::Failure;
 use crate::child::{Running, Stop};
 use crate::launch;
+use crate::make::{Sources, names};
 
 /// The name of our own program among the candidates.
 pub const WHARF: &str = "wharf";
@@ -69,8 +70,8 @@ pub struct Places {
     pub harness: PathBuf,
     /// The folder with the programs called `rival-*`.
     pub rivals: PathBuf,
-    /// The sources of the rivals, one folder each, if they are there.
-    pub sources: Option<PathBuf>,
+    /// The sources of the rivals, if they are there.
+    pub sources: Option<Sources>,
     /// The program with wharf's servers.
     pub wharf: PathBuf,
 }
@@ -80,8 +81,7 @@ impl Places {
     pub fn find() -> Result<Self, Failure> {
         let harness = std::env::current_exe()?;
         let rivals = harness.parent().map(Path::to_owned).unwrap_or_default();
-        let bench = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned);
-        let sources = bench.as_ref().map(|it| it.join("rivals")).filter(|it| it.is_dir());
+        let sources = Sources::find(&harness);
         // bench/target/release -> target/release
         let root = rivals.ancestors().nth(3).unwrap_or(&rivals);
         let wharf = root.join("target/release/wharf");
@@ -92,33 +92,38 @@ impl Places {
     /// not built is reported, and not passed over.
     #[must_use]
     pub fn rivals(&self) -> Vec<String> {
-        let names = |folder: &Path| -> Vec<String> {
-            let Ok(files) = folder.read_dir() else { return Vec::new() };
-            files.filter_map(|it| it.ok()?.file_name().into_string().ok()).collect()
-        };
-        let mut found = BTreeSet::new();
-        if let Some(sources) = &self.sources {
-            found.extend(names(sources).into_iter().filter(|name| name != "common"));
-        }
+        let mut found: BTreeSet<_> = self.sources.iter().flat_map(Sources::rivals).collect();
         for file in names(&self.rivals) {
             // Cargo puts lists of dependencies there too, and they have an extension.
             if let Some(name) = file.strip_prefix("rival-").filter(|it| !it.contains('.')) {
                 found.insert(name.to_owned());
             }
         }
-        // Crates can have the name of a library that they are not built on.
-        found.remove("common");
         found.into_iter().collect()
     }
 
-    /// Asks every program what it offers; wharf is the first.
+    /// Asks those programs what they offer that are wanted and not known to have failed; wharf is
+    /// the first.
     #[must_use]
-    pub fn programs(&self, stop: &Stop) -> Vec<Program> {
-        let mut programs = vec![self.wharf(stop)];
-        for name in self.rivals() {
-            programs.push(self.rival(name, stop));
-        }
-        programs
+    pub fn programs(
+        &self,
+        failed: &BTreeMap<String, Failure>,
+        wanted: impl Fn(&str) -> bool,
+        stop: &Stop,
+    ) -> Vec<Program> {
+        let names = std::iter::once(WHARF.to_owned()).chain(self.rivals());
+        let ask = |name: String| match failed.get(&name) {
+            Some(failure) => Program {
+                name,
+                version: None,
+                services: Vec::new(),
+                failure: Some(failure.clone()),
+                path: PathBuf::new(),
+            },
+            None if name == WHARF => self.wharf(stop),
+            None => self.rival(name, stop),
+        };
+        names.filter(|it| wanted(it)).map(ask).collect()
     }
 
     fn wharf(&self, stop: &Stop) -> Program {

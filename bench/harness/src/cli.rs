@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
@@ -7,8 +8,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::candidate::{Places, Program};
+use crate::candidate::{Places, Program, WHARF};
 use crate::child::Stop;
+use crate::lock::Lock;
 use crate::report::Method;
 use crate::run::{Bench, Work};
 use crate::scenario::{Parameter, Scenario};
@@ -16,7 +18,7 @@ use crate::{Failure, helper, scenario};
 
 /// Puts wharf and its rivals to the same work, side by side, and says what each of them costs.
 #[derive(Debug, Parser)]
-#[command(name = "wharf bench", disable_version_flag = true)]
+#[command(name = "wharf bench", bin_name = "wharf bench", disable_version_flag = true)]
 #[command(after_help = "Exit codes: 0 done, 1 something failed, 2 wrong usage, 130 interrupted.")]
 struct Options {
     /// What to measure [default: everything; --list tells]
@@ -61,13 +63,25 @@ struct Options {
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
     wharf_workers: u32,
 
-    /// The program with wharf's servers
+    /// The program with wharf's servers, instead of building it
     #[arg(long, value_name = "PATH")]
     wharf: Option<PathBuf>,
 
-    /// Where the programs rival-* are
+    /// Where the programs rival-* are, instead of building them
     #[arg(long, value_name = "DIR")]
     rivals: Option<PathBuf>,
+
+    /// Build nothing, and take what is there
+    #[arg(long)]
+    no_build: bool,
+
+    /// When another run goes on, wait for its end
+    #[arg(long)]
+    wait: bool,
+
+    /// The lock that keeps two runs apart
+    #[arg(long, value_name = "FILE", hide = true)]
+    lock: Option<PathBuf>,
 
     /// Say what there is to measure, and who takes part
     #[arg(long)]
@@ -158,14 +172,7 @@ impl Options {
     fn run(&self, scenarios: &[&'static dyn Scenario]) -> Result<u8, Failure> {
         let stop = Stop::watch()?;
         let mut places = Places::find()?;
-        if let Some(wharf) = &self.wharf {
-            places.wharf.clone_from(wharf);
-        }
-        if let Some(rivals) = &self.rivals {
-            places.rivals.clone_from(rivals);
-            places.sources = None;
-        }
-        let programs = self.programs(places.programs(&stop))?;
+        let programs = self.programs(&mut places, &stop)?;
         if let Some(scenario) = self.explain.as_deref().and_then(scenario::find) {
             println!("{}", explain(scenario, &programs));
             return Ok(0);
@@ -175,6 +182,8 @@ impl Options {
             return Ok(0);
         }
 
+        let path = self.lock.clone().unwrap_or_else(Lock::path);
+        let _lock = Lock::take(&path, self.wait, &stop)?;
         let mut bench = Bench::new(self.method(), places, stop)?;
         let work: Vec<_> = scenarios
             .iter()
@@ -192,15 +201,43 @@ impl Options {
         })
     }
 
-    /// Those programs that are wanted.
-    fn programs(&self, mut programs: Vec<Program>) -> Result<Vec<Program>, Failure> {
-        let known: Vec<_> = programs.iter().map(|it| it.name.clone()).collect();
+    /// Builds those programs that are wanted, and asks what they offer.
+    fn programs(&self, places: &mut Places, stop: &Stop) -> Result<Vec<Program>, Failure> {
+        let sources = places.sources.clone();
+        if let Some(rivals) = &self.rivals {
+            places.rivals.clone_from(rivals);
+            places.sources = None;
+        }
+        let mut known = places.rivals();
+        known.insert(0, WHARF.to_owned());
         if let Some(unknown) = self.candidates.iter().find(|it| !known.contains(it)) {
             let known = known.join(", ");
             return Err(Failure(format!("no candidate is called {unknown}; there are {known}")));
         }
-        programs.retain(|it| self.candidates.is_empty() || self.candidates.contains(&it.name));
-        Ok(programs)
+        let wanted =
+            |name: &str| self.candidates.is_empty() || self.candidates.iter().any(|it| it == name);
+
+        let mut failed = BTreeMap::new();
+        // Definitions can be read without waiting for a compiler.
+        let built = self.no_build || self.list || self.explain.is_some();
+        if let Some(sources) = sources.filter(|_| !built) {
+            if self.rivals.is_none() {
+                failed = sources.build(&places.rivals, wanted, stop);
+            }
+            if self.wharf.is_none() && wanted(WHARF) {
+                match sources.wharf() {
+                    Ok(wharf) => places.wharf = wharf,
+                    Err(failure) => drop(failed.insert(WHARF.to_owned(), failure)),
+                }
+            }
+        }
+        if let Some(wharf) = &self.wharf {
+            places.wharf.clone_from(wharf);
+        }
+        if stop.asked() {
+            return Err(Failure("interrupted".to_owned()));
+        }
+        Ok(places.programs(&failed, wanted, stop))
     }
 
     fn method(&self) -> Method {
@@ -233,7 +270,7 @@ impl Choice {
 fn list(programs: &[Program]) -> String {
     let mut text = "Scenarios (--explain SCENARIO says what each one is):\n".to_owned();
     for scenario in scenario::all() {
-        text += &format!("  {:<12} {}\n", scenario.name(), scenario.about());
+        text += &format!("  {:<14} {}\n", scenario.name(), scenario.about());
     }
     text += "\nWho takes part:\n";
     for program in programs {
@@ -244,7 +281,7 @@ fn list(programs: &[Program]) -> String {
                 format!("{version}: {}", program.services.join(", "))
             }
         };
-        text += &format!("  {:<12} {what}\n", program.name);
+        text += &format!("  {:<14} {what}\n", program.name);
     }
     text.trim_end().to_owned()
 }

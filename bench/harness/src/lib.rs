@@ -5,17 +5,19 @@
 //! other, so that a quiet or a busy minute of the machine falls on all of them alike.
 //!
 //! The parts, from the outside in: [`cli`] reads the command line; [`run`] goes through scenarios,
-//! rounds and candidates; [`scenario`] says what a scenario is, and each file in `scenarios` is
-//! one; [`candidate`] knows how a server is started; [`child`] and [`launch`] see to it that no
-//! process is left behind; [`load`] is the generator; [`measure`] reads clocks and counters;
-//! [`stats`] makes medians of samples and says what may be ranked; [`report`] is what comes of it,
-//! as a table and as JSON.
+//! rounds and candidates, one run at a time ([`lock`]); [`scenario`] says what a scenario is, and
+//! each file in `scenarios` is one; [`candidate`] knows how a server is started; [`child`] and
+//! [`launch`] see to it that no process is left behind; [`load`] is the generator; [`measure`]
+//! reads clocks and counters; [`stats`] makes medians of samples and says what may be ranked;
+//! [`report`] is what comes of it, as a table and as JSON.
 
 pub mod candidate;
 pub mod child;
 pub mod cli;
 pub mod launch;
 pub mod load;
+pub mod lock;
+pub mod make;
 pub mod measure;
 pub mod metric;
 pub mod report;

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::time::Duration;
+use std::{ffi::OsString, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -18,6 +18,7 @@ const SECONDS_MAX: f64 = 1e6;
   wharf doctor                                 what this machine offers
   wharf serve --tcp 127.0.0.1:7000             an echo server
   wharf load tcp 127.0.0.1:7000 --verify       ten seconds of load on it, every byte compared
+  wharf bench --quick                          wharf and its rivals, side by side
 
 Exit codes: 0 done, 1 failed, 2 wrong usage. WHARF_LOG=debug says more about what goes on."
 )]
@@ -33,6 +34,14 @@ pub(crate) enum Command {
     Load {
         #[command(subcommand)]
         protocol: Protocol,
+    },
+    /// Measure wharf and its rivals side by side, from a checkout of wharf's sources
+    // What follows is for the program that this one hands over to, `--help` included.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Scenarios and options, or `compare`; --help tells
+        #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
     },
     Doctor(Doctor),
 }

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod cli;
 mod doctor;
 mod limits;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(options) => serve::run(&options).map(|()| true),
         Command::Load { protocol: Protocol::Tcp(options) } => load::run(&options),
+        Command::Bench { arguments } => bench::run(&arguments).map(|()| true),
         Command::Doctor(options) => doctor::run(&options),
     };
     match outcome {

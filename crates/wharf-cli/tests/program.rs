@@ -217,6 +217,34 @@ fn discard_says_nothing() {
     assert_eq!(summary["bytes_sent"], 0);
 }
 
+#[cfg(unix)]
+#[test]
+fn bench_hands_over_to_what_cargo_builds() {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    let folder = std::env::temp_dir().join(format!("wharf-bench-front-{}", std::process::id()));
+    fs::create_dir_all(&folder).expect("a folder");
+    let script = |name: &str, text: String| {
+        let path = folder.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("a script");
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("a script");
+        path
+    };
+    let program = script("wharf-bench-harness", "echo \"$@\"; exit 7".to_owned());
+    let built = format!("echo '{{\"executable\":{program:?}}}'");
+    let cargo = script("cargo", built);
+    let output = wharf(&["bench", "echo", "--quick", "--help"]).env("CARGO", cargo).output();
+    let output = output.expect("it starts");
+    assert_eq!(text(&output.stdout), "echo --quick --help\n");
+    assert_eq!(output.status.code(), Some(7));
+
+    let broken = script("cargo-broken", "exit 1".to_owned());
+    let output = wharf(&["bench"]).env("CARGO", broken).output().expect("it starts");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("do not build"), "{output:?}");
+    fs::remove_dir_all(folder).expect("ours");
+}
+
 #[test]
 fn wrong_usage_is_two() {
     for wrong in [
