@@ -43,6 +43,7 @@
 mod block;
 mod buf;
 mod datagram;
+mod driver;
 mod error;
 mod file;
 mod port;
@@ -59,6 +60,7 @@ pub use crate::{
     block::OpId,
     buf::{Buf, Pooled},
     datagram::{Address, Datagram, Received},
+    driver::Driver,
     error::{Error, ErrorKind, Refused, Result},
     file::{File, OpenOptions},
     port::{Builder, Op, Packet, Port, Turn},

@@ -16,6 +16,7 @@ use crate::{
     block::{Block, HandleShared, Payload},
     buf::Buf,
     datagram::{Datagram, Received},
+    driver::Driver,
     error::{Error, ErrorKind, Refused, Result},
     file::File,
     raw::{
@@ -56,6 +57,7 @@ impl Builder {
     pub fn new() -> Self {
         Self {
             setup: Setup {
+                driver: Driver::Auto,
                 concurrency: 0,
                 submissions: 256,
                 pool_count: 4096,
@@ -67,6 +69,13 @@ impl Builder {
                 watch: true,
             },
         }
+    }
+
+    /// The facility of the system that is to carry the port, instead of the best one there is.
+    #[must_use]
+    pub fn driver(mut self, driver: Driver) -> Self {
+        self.setup.driver = driver;
+        self
     }
 
     /// The concurrency value: how many workers may run at once. 0, the default: as many as there
@@ -690,6 +699,19 @@ where
         self.shared().raw.stats()
     }
 
+    /// The facility of the system that carries the port: never [`Driver::Auto`].
+    #[must_use]
+    pub fn driver(&self) -> Driver {
+        self.shared().raw.driver()
+    }
+
+    /// Why the port is carried by epoll although the choice was left to wharf: how io_uring is
+    /// refused here, and what can be done about it.
+    #[must_use]
+    pub fn fallback(&self) -> Option<Error> {
+        self.shared().raw.fallback()
+    }
+
     /// How many handles belong to the port.
     #[must_use]
     pub fn handles(&self) -> usize {
@@ -733,7 +755,8 @@ impl<K, M> PortShared<K, M> {
         self.raw.close();
         for handle in self.live_handles() {
             handle.raw.close();
-            handle.raw.end_turns();
+            // Nobody handles packets any more, and gives turns back.
+            handle.raw.set_serial(false);
         }
     }
 

@@ -1,6 +1,7 @@
 //! What a port counts.
 
-/// A snapshot of a port's counters. Cheap: a few loads per lane, and no lock that a worker needs.
+/// A snapshot of a port's counters. Cheap: a few loads per lane, and no lock that a worker needs
+/// on io_uring; on epoll also a look at what is ready, which is a system call per lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {

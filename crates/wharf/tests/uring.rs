@@ -3,5 +3,5 @@
 mod conformance;
 
 fn builder() -> wharf::Builder {
-    wharf::Builder::new()
+    wharf::Builder::new().driver(wharf::Driver::Uring)
 }

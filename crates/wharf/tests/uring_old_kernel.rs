@@ -3,5 +3,5 @@
 mod conformance;
 
 fn builder() -> wharf::Builder {
-    wharf::Builder::new().pretend_old_kernel()
+    wharf::Builder::new().driver(wharf::Driver::Uring).pretend_old_kernel()
 }

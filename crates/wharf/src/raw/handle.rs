@@ -19,7 +19,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     sync::lock,
-    sys::{self, Identity, Kind, OwnedDescriptor, RawDescriptor},
+    sys::{self, Identity, Kind, OwnedDescriptor, RawDescriptor, Registration},
 };
 
 /// Operations of one direction: one in the kernel, the others behind it. Where there is no order,
@@ -152,6 +152,7 @@ pub(crate) struct Queues {
 pub struct Handle {
     fd: OwnedDescriptor,
     identity: Identity,
+    registration: Registration,
     key: usize,
     port: Arc<Shared>,
     state: Mutex<Queues>,
@@ -167,6 +168,7 @@ impl Handle {
     pub(crate) fn new(
         fd: OwnedDescriptor,
         identity: Identity,
+        registration: Registration,
         key: usize,
         port: Arc<Shared>,
     ) -> Self {
@@ -183,7 +185,7 @@ impl Handle {
             emptied: false,
             lane,
         };
-        Self { fd, identity, key, port, state: Mutex::new(state) }
+        Self { fd, identity, registration, key, port, state: Mutex::new(state) }
     }
 
     /// What the descriptor leads to.
@@ -195,6 +197,10 @@ impl Handle {
         sys::raw(&self.fd)
     }
 
+    pub(crate) fn registration(&self) -> &Registration {
+        &self.registration
+    }
+
     /// The key it was associated under.
     pub fn key(&self) -> usize {
         self.key
@@ -203,7 +209,14 @@ impl Handle {
     /// From now on only one packet of this handle is out at a time: the next one is handed out
     /// after [`Self::release`].
     pub fn set_serial(&self, serial: bool) {
-        lock(&self.state).serial = serial;
+        let mut state = lock(&self.state);
+        state.serial = serial;
+        if !serial {
+            // Nobody else will let those out that wait for their turn.
+            while let Some(next) = state.deferred.take_first() {
+                self.port.enqueue(Entry::Ready(next));
+            }
+        }
     }
 
     /// Starts an operation. From `Ok` on it is in flight until its last completion has been
@@ -590,16 +603,6 @@ impl Handle {
         }
     }
 
-    /// Lets every packet out that waits for its turn: the port is closed, and nobody handles
-    /// packets any more.
-    pub(crate) fn end_turns(&self) {
-        let mut state = lock(&self.state);
-        state.serial = false;
-        while let Some(next) = state.deferred.take_first() {
-            self.port.enqueue(Entry::Ready(next));
-        }
-    }
-
     /// The packet of this serial handle that was out has been dealt with: the next may come.
     pub fn release(&self) {
         let mut state = lock(&self.state);
@@ -670,7 +673,7 @@ impl Queues {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        sys::release(self.identity);
+        self.port.forget(self.identity, &self.registration);
     }
 }
 

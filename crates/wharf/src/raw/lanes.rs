@@ -5,7 +5,7 @@ use std::{
     cell::Cell,
     collections::VecDeque,
     io,
-    sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering, fence},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -14,14 +14,15 @@ use super::{
     Completion, Wait,
     operation::Operation,
     port::{Entry, Setup, Shared, deadline, left},
-    schedule::{Acquired, Parked, Schedule, Worker},
+    schedule::{Acquired, Hold, Parked, Schedule, Worker},
     watch::Watch,
 };
 use crate::{
+    driver::Choice,
     error::{Error, ErrorKind},
     stats::Stats,
     sync::lock,
-    sys::{Lane, Popped, is_transient, refusal, thread_id},
+    sys::{Lane, Popped, is_transient, thread_id},
 };
 
 /// What is counted per lane, on cache lines of its own.
@@ -74,13 +75,12 @@ thread_local! {
 static NEXT_WORKER: AtomicU64 = AtomicU64::new(1);
 
 impl Dispatch {
-    /// The setup that comes back says what could be had of it.
-    pub(super) fn new(setup: Setup) -> Result<(Self, Setup), Error> {
+    pub(super) fn new(setup: &Setup) -> Result<(Self, Choice), Error> {
         let concurrency = match setup.concurrency {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             concurrency => concurrency.min(1024),
         };
-        let (lanes, setup) = Lane::make(concurrency, setup).map_err(|error| refusal(&error))?;
+        let (lanes, choice) = Lane::make(concurrency, setup)?;
         let dispatch = Self {
             counters: lanes.iter().map(|_| Counters::default()).collect(),
             schedule: Schedule::new(lanes.len()),
@@ -90,7 +90,7 @@ impl Dispatch {
             queued: AtomicUsize::new(0),
             next_lane: AtomicU16::new(0),
         };
-        Ok((dispatch, setup))
+        Ok((dispatch, choice))
     }
 }
 
@@ -143,10 +143,33 @@ impl Shared {
         self.dispatch.schedule.lane_of(worker).and_then(|lane| u16::try_from(lane).ok())
     }
 
-    /// Submits a lane that is not this thread's own.
+    /// Lets a lane go on in which this thread, which does not hold it, has started something.
     pub(crate) fn submit_for(&self, lane: Option<u16>) {
-        if let Some(lane) = lane {
-            self.submit(usize::from(lane));
+        let Some(lane) = lane.map(usize::from) else { return };
+        if self.dispatch.lanes[lane].rouses() {
+            self.submit(lane);
+        } else {
+            self.rouse(lane);
+        }
+    }
+
+    /// Wakes who waits in a lane, or attends to it, if there is something to take that this thread
+    /// may have put there.
+    fn rouse(&self, lane: usize) {
+        // Who went to sleep before this is seen here; who does so after it sees what we did.
+        fence(Ordering::SeqCst);
+        if self.dispatch.lanes[lane].must_rouse()
+            && !matches!(self.dispatch.schedule.hold(lane), Hold::Running(_))
+        {
+            self.wake(lane);
+        }
+    }
+
+    /// Brings up to date how much there is to take in a lane that this thread need not hold.
+    pub(super) fn glance(&self, lane: usize) {
+        if !self.dispatch.lanes[lane].rouses() {
+            self.dispatch.lanes[lane].glance();
+            self.rouse(lane);
         }
     }
 
@@ -160,8 +183,9 @@ impl Shared {
         if let Err(error) = self.dispatch.lanes[lane].submit()
             && !is_transient(&error)
         {
-            log::error!("io_uring_enter: {error}");
+            log::error!("a lane does not get on: {error}");
         }
+        self.rouse(lane);
     }
 
     // ---- The queue that is ours ---------------------------------------------------------
@@ -225,25 +249,26 @@ impl Shared {
     }
 
     /// Before a worker sleeps: sees to it that it is woken when something can be taken from a lane
-    /// that nobody holds.
-    fn attend(&self, own: usize) {
-        if !self.dispatch.schedule.any_free() {
-            return;
+    /// that nobody holds. Returns when something is due in one, if it has to be looked after.
+    fn attend(&self, own: usize) -> Attention {
+        let mut attention = Attention { due: None, needed: self.dispatch.schedule.any_free() };
+        if !attention.needed {
+            return attention;
         }
         for (number, other) in (0..).zip(&self.dispatch.lanes) {
             let lane = usize::from(number);
-            let attended = &self.dispatch.counters[lane].attended;
-            if lane == own
-                || !self.dispatch.schedule.is_free(lane)
-                || attended.swap(true, Ordering::SeqCst)
-            {
+            if lane == own || !self.dispatch.schedule.is_free(lane) {
                 continue;
             }
-            if let Err(error) = self.dispatch.lanes[own].attend(number, other) {
+            let attended = &self.dispatch.counters[lane].attended;
+            let asked = attended.swap(true, Ordering::SeqCst);
+            if let Err(error) = self.dispatch.lanes[own].attend(number, other, asked) {
                 attended.store(false, Ordering::SeqCst);
                 log::error!("a lane that nobody holds could not be attended to: {error}");
             }
+            attention.due = earlier(attention.due, other.until_due());
         }
+        attention
     }
 
     /// Whether a worker was woken only because of a lane that has a holder again by now: it would
@@ -251,14 +276,23 @@ impl Shared {
     fn was_attended_in_vain(&self, own: usize) -> bool {
         let mut in_vain = false;
         while let Some(other) = self.dispatch.lanes[own].pop_attend() {
-            let other = usize::from(other);
-            self.dispatch.counters[other].attended.store(false, Ordering::SeqCst);
-            if self.dispatch.schedule.is_free(other) {
+            if self.is_attended(other) {
                 return false;
             }
             in_vain = true;
         }
         in_vain && self.dispatch.lanes[own].ready() == 0
+    }
+
+    /// A lane that this thread attends to has something to take. False: it has a holder by now.
+    fn is_attended(&self, lane: u16) -> bool {
+        let lane = usize::from(lane);
+        self.dispatch.counters[lane].attended.store(false, Ordering::SeqCst);
+        let free = self.dispatch.schedule.is_free(lane);
+        if free {
+            self.glance(lane);
+        }
+        free
     }
 
     fn wake(&self, lane: usize) {
@@ -390,9 +424,7 @@ impl Shared {
             let event = match popped {
                 Popped::Event(event) => event,
                 Popped::Attend(other) => {
-                    self.dispatch.counters[usize::from(other)]
-                        .attended
-                        .store(false, Ordering::SeqCst);
+                    self.is_attended(other);
                     continue;
                 }
                 Popped::Wake if lane != own && self.dispatch.schedule.has_sleepers(lane) => {
@@ -514,7 +546,7 @@ impl Shared {
         deadline: Option<Instant>,
     ) -> Result<(), Error> {
         self.evict(lane, worker);
-        self.attend(lane);
+        let attention = self.attend(lane);
         self.dispatch.lanes[lane].pool().resume_free();
         // Without a parked worker to keep watch, the idle ones do, now and then.
         let watching = self.setup.watch
@@ -525,7 +557,8 @@ impl Shared {
             let tick = watching.then(|| self.dispatch.watch.idle_tick());
             let time_left = left(deadline);
             self.enters(lane);
-            result = self.dispatch.lanes[lane].wait(earlier(time_left, tick));
+            let timeout = earlier(earlier(time_left, tick), attention.due);
+            result = self.dispatch.lanes[lane].wait(timeout, attention.needed);
             let ticked = watching
                 && time_left.is_none_or(|left| left > Duration::ZERO)
                 && result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
@@ -553,7 +586,7 @@ impl Shared {
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(()),
-            Err(error) => Err(Error::from_io(&error, "io_uring_enter")),
+            Err(error) => Err(Error::from_io(&error, "wait")),
             Ok(()) => Ok(()),
         }
     }
@@ -613,10 +646,10 @@ impl Shared {
             if left == 0 || Instant::now() >= deadline {
                 return left;
             }
-            let pause = Duration::from_millis(1);
+            let lanes = u32::try_from(self.dispatch.lanes.len()).unwrap_or(1);
+            let pause = Duration::from_millis(1) / lanes;
             for lane in &self.dispatch.lanes {
-                let _ =
-                    lane.wait(Some(pause / u32::try_from(self.dispatch.lanes.len()).unwrap_or(1)));
+                let _ = lane.wait(Some(pause), false);
             }
         }
     }
@@ -624,6 +657,7 @@ impl Shared {
     // ---- Looking inside -----------------------------------------------------------------
 
     pub(crate) fn stats(&self) -> Stats {
+        (0..self.lanes().len()).for_each(|lane| self.glance(lane));
         let sum = |counter: fn(&Counters) -> &AtomicU64| -> u64 {
             self.dispatch
                 .counters
@@ -654,6 +688,14 @@ fn earlier(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.or(other),
     }
+}
+
+/// What a worker looks after while it sleeps, beside its own lane.
+struct Attention {
+    /// How long it is until a lane that nobody holds needs somebody.
+    due: Option<Duration>,
+    /// There are such lanes.
+    needed: bool,
 }
 
 /// What a worker that had no lane has now.

@@ -59,9 +59,10 @@ pub use self::{
 pub use crate::sys::{Message, Slice};
 use crate::{
     buf::Pooled,
+    driver::Driver,
     error::{Error, Refused},
     stats::Stats,
-    sys::{self, Kind, OwnedDescriptor},
+    sys::{Kind, OwnedDescriptor},
 };
 
 /// What a wait on a port gave. A failed operation's packet, a time-out, a closed port and a broken
@@ -170,8 +171,8 @@ impl Port {
         Ok(Self { shared: Shared::new(setup)? })
     }
 
-    /// Associates a descriptor with this port under a key. Clears its O_NONBLOCK flag, which
-    /// would make the kernel fail operations that have to wait.
+    /// Associates a descriptor with this port under a key. Clears its O_NONBLOCK flag on io_uring,
+    /// where it would make the kernel fail operations that have to wait; sets it on epoll.
     ///
     /// # Errors
     ///
@@ -192,12 +193,12 @@ impl Port {
         key: usize,
         will_do: fn(Kind) -> Result<(), Error>,
     ) -> Result<Handle, Refused<OwnedDescriptor>> {
-        let identity = match self.shared.adopt(&fd, will_do) {
-            Ok(identity) => identity,
-            Err(error) => return Err(Refused { error, value: fd }),
-        };
-        sys::set_nonblocking(&fd, false);
-        Ok(Handle::new(fd, identity, key, self.shared.clone()))
+        match self.shared.adopt(&fd, will_do) {
+            Ok((identity, registration)) => {
+                Ok(Handle::new(fd, identity, registration, key, self.shared.clone()))
+            }
+            Err(error) => Err(Refused { error, value: fd }),
+        }
     }
 
     /// Waits for one completion; see [`crate::Port::wait`].
@@ -262,6 +263,18 @@ impl Port {
     /// never be freed.
     pub fn drain(&self, patience: Duration, sink: &mut dyn FnMut(Completion)) -> u64 {
         self.shared.drain(patience, sink)
+    }
+
+    /// See [`crate::Port::driver`].
+    #[must_use]
+    pub fn driver(&self) -> Driver {
+        self.shared.choice.driver
+    }
+
+    /// See [`crate::Port::fallback`].
+    #[must_use]
+    pub fn fallback(&self) -> Option<Error> {
+        self.shared.choice.refused
     }
 
     /// What the port counts.

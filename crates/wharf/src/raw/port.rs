@@ -23,14 +23,18 @@ use super::{
 };
 use crate::{
     buf::Pooled,
+    driver::{Choice, Driver},
     error::{Error, ErrorKind},
     sync::lock,
-    sys::{self, Event, ForkGuard, Identity, Kind, NO_DESCRIPTOR, OwnedDescriptor, Step},
+    sys::{
+        self, Event, ForkGuard, Identity, Kind, NO_DESCRIPTOR, OwnedDescriptor, Registration, Step,
+    },
 };
 
 /// How to build a port. See the fields' methods on [`crate::Builder`].
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
+    pub(crate) driver: Driver,
     pub(crate) concurrency: usize,
     pub(crate) submissions: u32,
     pub(crate) pool_count: u16,
@@ -76,6 +80,7 @@ impl Tally {
 pub(crate) struct Shared {
     pub(super) dispatch: Dispatch,
     pub(super) setup: Setup,
+    pub(crate) choice: Choice,
     pub(super) guard: ForkGuard,
     pub(super) posted: AtomicU64,
     /// The tallies of the threads that are bound to this port.
@@ -126,11 +131,13 @@ thread_local! {
 
 impl Shared {
     pub(crate) fn new(setup: Setup) -> Result<Arc<Self>, Error> {
-        let (dispatch, setup) = Dispatch::new(setup)?;
+        let (dispatch, choice) = Dispatch::new(&setup)?;
+        choice.announce();
         let guard = ForkGuard::new().map_err(|error| Error::from_io(&error, "port"))?;
         let port = Arc::new(Self {
             dispatch,
             setup,
+            choice,
             guard,
             posted: AtomicU64::new(0),
             tallies: Mutex::new(Vec::new()),
@@ -436,18 +443,32 @@ impl Shared {
         &self,
         descriptor: &OwnedDescriptor,
         will_do: fn(Kind) -> Result<(), Error>,
-    ) -> Result<Identity, Error> {
+    ) -> Result<(Identity, Registration), Error> {
         self.check_process()?;
         if self.closed() {
             return Err(Error::of(ErrorKind::Closed, "associate"));
         }
-        let identity = Identity::of(descriptor);
-        let identity = identity.map_err(|error| Error::from_io(&error, "associate"))?;
+        let failed = |error| Error::from_io(&error, "associate");
+        let identity = Identity::of(descriptor).map_err(failed)?;
         will_do(identity.kind())?;
         if !sys::adopt(identity) {
             return Err(Error::of(ErrorKind::Associated, "associate"));
         }
-        Ok(identity)
+        match self.lane(0).register(descriptor, identity.kind()) {
+            Ok(registration) => Ok((identity, registration)),
+            Err(error) => {
+                sys::release(identity);
+                Err(failed(error))
+            }
+        }
+    }
+
+    /// Ends an association: the descriptor is about to be closed.
+    pub(crate) fn forget(&self, identity: Identity, registration: &Registration) {
+        sys::release(identity);
+        if !self.guard.in_child() {
+            self.lane(0).unregister(registration);
+        }
     }
 }
 

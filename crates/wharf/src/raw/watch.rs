@@ -141,11 +141,13 @@ impl Watch {
                 Hold::Running(holder) => holder,
                 Hold::Idle(_) => continue,
                 Hold::Free => {
+                    port.glance(lane);
                     port.relieve(lane);
                     continue;
                 }
             };
             running = true;
+            port.glance(lane);
             let progress = port.progress(lane);
             let gets_on = std::mem::replace(&mut state.progress[lane], progress) != progress;
             let waiting = ring.ready() > 0 || port.queued() > 0;

@@ -3,13 +3,75 @@
 use std::{io, sync::Arc, time::Duration};
 
 pub(crate) use super::uring::{Provided, is_transient, refusal};
-use super::{Event, Popped, Step, pool::Pool, uring};
-use crate::raw::{Operation, port::Setup};
+use super::{Event, Kind, OwnedDescriptor, Popped, Step, epoll, pool::Pool, uring};
+use crate::{
+    driver::{Choice, Driver},
+    error::Error,
+    raw::{Operation, port::Setup},
+};
 
 /// One running slot of a port. See the page of [`crate::sys`] for the contract.
 #[derive(Debug)]
 pub(crate) enum Lane {
     Uring(uring::Lane),
+    Epoll(epoll::Lane),
+}
+
+/// What a driver knows of a handle's descriptor.
+#[derive(Debug)]
+pub(crate) enum Registration {
+    Uring,
+    Epoll(epoll::Registration),
+}
+
+impl Registration {
+    pub(crate) fn epoll(&self) -> &epoll::Registration {
+        match self {
+            Self::Epoll(registration) => registration,
+            Self::Uring => unreachable!("the handles of a port are alike"),
+        }
+    }
+}
+
+/// What the drivers keep in the header of an operation.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Header {
+    /// The deadline as io_uring reads it, at a fixed address.
+    pub(crate) deadline: [i64; 2],
+    /// How long it pauses before it is tried again, likewise.
+    pub(crate) pause: [i64; 2],
+    /// What the system said last.
+    pub(crate) result: i32,
+    /// Events still to come, the deadline's included.
+    pub(crate) outstanding: u8,
+    /// The driver's step within a request that takes several.
+    pub(crate) step: u8,
+    pub(crate) epoll: epoll::Header,
+}
+
+impl Header {
+    pub(crate) const NEW: Self = Self {
+        deadline: [0; 2],
+        pause: [0; 2],
+        result: 0,
+        outstanding: 0,
+        step: 0,
+        epoll: epoll::Header::NEW,
+    };
+
+    /// Forgets what the last round of a repeating operation has left.
+    pub(crate) fn next_round(&mut self) {
+        self.deadline = [0; 2];
+        self.step = 0;
+        self.epoll.due = 0;
+    }
+
+    /// Lets the deadline count anew.
+    pub(crate) fn restart_clock(&mut self) {
+        self.deadline = [0; 2];
+        self.epoll.due = 0;
+    }
 }
 
 /// Hands a call on to the driver.
@@ -17,15 +79,31 @@ macro_rules! driver {
     ($self:ident, $lane:ident => $call:expr) => {
         match $self {
             Lane::Uring($lane) => $call,
+            Lane::Epoll($lane) => $call,
         }
     };
 }
 
 impl Lane {
-    /// Makes the lanes of a port, all alike. The setup that comes back says what they have.
-    pub(crate) fn make(count: usize, setup: Setup) -> io::Result<(Vec<Self>, Setup)> {
-        let (lanes, setup) = uring::Lane::make(count, setup)?;
-        Ok((lanes.into_iter().map(Self::Uring).collect(), setup))
+    /// Makes the lanes of a port, all alike. The choice that comes back says of what driver.
+    pub(crate) fn make(count: usize, setup: &Setup) -> Result<(Vec<Self>, Choice), Error> {
+        let refused = match setup.driver.wanted()? {
+            Driver::Epoll => None,
+            wanted => match uring::Lane::make(count, setup) {
+                Ok(lanes) => {
+                    let lanes = lanes.into_iter().map(Self::Uring).collect();
+                    return Ok((lanes, Choice { driver: Driver::Uring, refused: None }));
+                }
+                Err(error) if wanted == Driver::Auto && uring::is_refusal(&error) => {
+                    Some(refusal(&error))
+                }
+                Err(error) => return Err(refusal(&error)),
+            },
+        };
+        let lanes = epoll::Lane::make(count, setup);
+        let lanes = lanes.map_err(|error| Error::from_io(&error, "epoll"))?;
+        let lanes = lanes.into_iter().map(Self::Epoll).collect();
+        Ok((lanes, Choice { driver: Driver::Epoll, refused }))
     }
 
     /// The buffers that receives in this lane take.
@@ -66,10 +144,68 @@ impl Lane {
         driver!(self, lane => lane.pop_attend())
     }
 
-    /// Wakes who waits in this lane, once, when there is something to take from another.
-    pub(crate) fn attend(&self, number: u16, other: &Self) -> io::Result<()> {
+    /// Before a worker waits in this lane: it is to be woken, once, when there is something to take
+    /// from another lane that nobody waits in. `asked`: it has been asked for, and has not come.
+    pub(crate) fn attend(&self, number: u16, other: &Self, asked: bool) -> io::Result<()> {
         match (self, other) {
+            (Self::Uring(_), Self::Uring(_)) if asked => Ok(()),
             (Self::Uring(lane), Self::Uring(other)) => lane.attend(number, other),
+            (Self::Epoll(lane), Self::Epoll(other)) => lane.attend(number, other, asked),
+            _ => unreachable!("the lanes of a port are alike"),
+        }
+    }
+
+    /// How long it is until something is due here, if this lane's clock needs somebody to wait.
+    pub(crate) fn until_due(&self) -> Option<Duration> {
+        match self {
+            Self::Uring(_) => None,
+            Self::Epoll(lane) => lane.until_due(),
+        }
+    }
+
+    /// Brings `ready` up to date, for somebody who watches the lane from outside.
+    pub(crate) fn glance(&self) {
+        if let Self::Epoll(lane) = self
+            && let Err(error) = lane.submit()
+        {
+            log::error!("epoll_wait: {error}");
+        }
+    }
+
+    /// Whether the system itself wakes who waits in the lane, when what another thread has started
+    /// there is over. Otherwise `must_rouse` tells whether that thread must.
+    pub(crate) fn rouses(&self) -> bool {
+        matches!(self, Self::Uring(_))
+    }
+
+    /// See [`Self::rouses`].
+    pub(crate) fn must_rouse(&self) -> bool {
+        match self {
+            Self::Uring(_) => false,
+            Self::Epoll(lane) => lane.must_rouse(),
+        }
+    }
+
+    /// Takes the descriptor of a handle in.
+    pub(crate) fn register(
+        &self,
+        descriptor: &OwnedDescriptor,
+        kind: Kind,
+    ) -> io::Result<Registration> {
+        match self {
+            Self::Uring(_) => {
+                // It would make the kernel fail operations that have to wait.
+                super::set_nonblocking(super::raw(descriptor), false);
+                Ok(Registration::Uring)
+            }
+            Self::Epoll(lane) => lane.register(descriptor, kind).map(Registration::Epoll),
+        }
+    }
+
+    /// Lets the descriptor of a handle go that is about to be closed.
+    pub(crate) fn unregister(&self, registration: &Registration) {
+        if let (Self::Epoll(lane), Registration::Epoll(registration)) = (self, registration) {
+            lane.unregister(registration);
         }
     }
 
@@ -79,8 +215,12 @@ impl Lane {
     }
 
     /// The same, and waits until there is something to take. `TimedOut`: nothing came.
-    pub(crate) fn wait(&self, timeout: Option<Duration>) -> io::Result<()> {
-        driver!(self, lane => lane.wait(timeout))
+    /// `attending`: [`Self::attend`] was called for other lanes.
+    pub(crate) fn wait(&self, timeout: Option<Duration>, attending: bool) -> io::Result<()> {
+        match self {
+            Self::Uring(lane) => lane.wait(timeout),
+            Self::Epoll(lane) => lane.wait(timeout, attending),
+        }
     }
 
     /// Wakes whoever waits in this lane, from any thread.

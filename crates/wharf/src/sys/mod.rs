@@ -15,6 +15,7 @@
 //! | `Header` | what the driver keeps in the header of an operation |
 //! | `Slice` | an address and a length, as the system reads them |
 //! | `Message` | bytes, an address, and what travels along |
+//! | `Registration` | what it knows of a handle's descriptor |
 //! | `MessageHeader` | what it keeps with the slices of a vectored send |
 //! | `OwnedDescriptor`, `RawDescriptor`, … | a socket or a file |
 //! | `Mapping` | memory for the buffers of a pool |
@@ -29,6 +30,7 @@ pub(crate) mod pool;
 
 cfg_select! {
     target_os = "linux" => {
+        mod epoll;
         mod linux;
         mod unix;
         pub(crate) mod uring;

@@ -12,7 +12,6 @@ mod lifecycle;
 mod operations;
 mod pipes;
 mod port;
-mod refused;
 mod scheduling;
 mod serial;
 mod stress;

@@ -1,5 +1,6 @@
 //! What every driver of a Unix needs.
 
+mod call;
 mod datagram;
 pub(crate) mod file;
 mod fork;
@@ -16,7 +17,12 @@ use std::{
 pub(crate) use std::os::fd::{OwnedFd as OwnedDescriptor, RawFd as RawDescriptor};
 
 pub use self::datagram::Message;
-pub(crate) use self::{fork::ForkGuard, mapping::Mapping, progress::attempt};
+pub(crate) use self::{
+    call::{Call, Called},
+    fork::ForkGuard,
+    mapping::Mapping,
+    progress::attempt,
+};
 use crate::{error::ErrorKind, sync::lock, sys::Kind};
 
 /// No descriptor.
@@ -53,33 +59,6 @@ impl Slice {
     pub(crate) fn skip(&mut self, bytes: usize) {
         self.0.iov_base = self.0.iov_base.wrapping_byte_add(bytes);
         self.0.iov_len -= bytes;
-    }
-}
-
-/// What the drivers keep in the header of an operation.
-#[repr(C)]
-#[derive(Debug)]
-pub(crate) struct Header {
-    /// The deadline as the kernel reads it, at a fixed address.
-    pub(crate) deadline: [i64; 2],
-    /// How long it pauses before it is tried again, likewise.
-    pub(crate) pause: [i64; 2],
-    /// What the system said of the last submission.
-    pub(crate) result: i32,
-    /// Events still to come, the deadline's included.
-    pub(crate) outstanding: u8,
-    /// The driver's step within a request that takes several.
-    pub(crate) step: u8,
-}
-
-impl Header {
-    pub(crate) const NEW: Self =
-        Self { deadline: [0; 2], pause: [0; 2], result: 0, outstanding: 0, step: 0 };
-
-    /// Forgets what the last round of a repeating operation has left.
-    pub(crate) fn next_round(&mut self) {
-        self.deadline = [0; 2];
-        self.step = 0;
     }
 }
 
@@ -151,15 +130,21 @@ pub(crate) fn release(identity: Identity) {
     }
 }
 
-/// Sets or clears a descriptor's O_NONBLOCK.
-pub(crate) fn set_nonblocking(descriptor: &OwnedDescriptor, on: bool) {
-    // SAFETY: F_GETFL and F_SETFL take no pointers; the descriptor is open.
+/// Whether it is a TCP socket: one on which a receive that does not fill its buffer has emptied it.
+pub(crate) fn is_tcp(descriptor: &OwnedDescriptor) -> bool {
+    let protocol = socket2::SockRef::from(descriptor).protocol();
+    matches!(protocol, Ok(Some(socket2::Protocol::TCP)))
+}
+
+/// Sets or clears a descriptor's O_NONBLOCK. Returns whether that changed anything.
+pub(crate) fn set_nonblocking(descriptor: RawDescriptor, on: bool) -> bool {
+    // SAFETY: F_GETFL and F_SETFL take no pointers.
     unsafe {
-        let flags = libc::fcntl(descriptor.as_raw_fd(), libc::F_GETFL);
+        let flags = libc::fcntl(descriptor, libc::F_GETFL);
         let wanted = if on { flags | libc::O_NONBLOCK } else { flags & !libc::O_NONBLOCK };
-        if flags >= 0 && flags != wanted {
-            libc::fcntl(descriptor.as_raw_fd(), libc::F_SETFL, wanted);
-        }
+        flags >= 0
+            && flags != wanted
+            && libc::fcntl(descriptor, libc::F_SETFL, wanted) == 0
     }
 }
 

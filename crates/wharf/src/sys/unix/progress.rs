@@ -60,7 +60,7 @@ pub(crate) unsafe fn evaluate(op: &mut Operation) -> Step {
         }
         Request::AcceptFirst { .. } if op.accepted == NO_DESCRIPTOR => {
             op.accepted = op.system.result;
-            op.system.deadline = [0; 2];
+            op.system.restart_clock();
             go_on(op)
         }
         Request::AcceptFirst { .. } => {

@@ -166,9 +166,10 @@ fn clamp(bytes: usize) -> u32 {
 impl Lane {
     /// Makes a port's lanes, all alike: where too little memory may be locked for them, smaller
     /// ones.
-    pub(crate) fn make(count: usize, mut setup: Setup) -> io::Result<(Vec<Self>, Setup)> {
+    pub(crate) fn make(count: usize, setup: &Setup) -> io::Result<Vec<Self>> {
         const SMALLEST: u32 = 8;
         let asked = setup.submissions;
+        let mut setup = setup.clone();
         loop {
             match (0..count).map(|_| Self::new(&setup)).collect::<io::Result<Vec<_>>>() {
                 Ok(lanes) => {
@@ -179,7 +180,7 @@ impl Lane {
                             setup.submissions
                         );
                     }
-                    return Ok((lanes, setup));
+                    return Ok(lanes);
                 }
                 Err(error) if is_memory(&error) && setup.submissions > SMALLEST => {
                     setup.submissions /= 2;
@@ -710,6 +711,17 @@ fn monotonic_after(delay: Duration) -> [i64; 2] {
     let nanos = now.tv_nsec + i64::from(delay.subsec_nanos());
     let seconds = i64::try_from(delay.as_secs()).unwrap_or(i64::MAX / 4).min(i64::MAX / 4);
     [now.tv_sec + seconds + nanos / 1_000_000_000, nanos % 1_000_000_000]
+}
+
+/// Whether io_uring cannot be had here, for a reason that lies in the machine: not for want of
+/// descriptors, say, which the next attempt may find.
+pub(crate) fn is_refusal(error: &io::Error) -> bool {
+    match error.raw_os_error() {
+        Some(code) => {
+            matches!(code, libc::EPERM | libc::EACCES | libc::ENOSYS | libc::ENOMEM)
+        }
+        None => error.kind() == io::ErrorKind::Unsupported,
+    }
 }
 
 /// Whether a ring was refused for want of memory that may be locked.

@@ -106,15 +106,14 @@ impl Ring {
         let cooperative = if cooperative { abi::IORING_SETUP_COOP_TASKRUN } else { 0 };
         let submit_all = abi::IORING_SETUP_SUBMIT_ALL;
         let attempts = [cooperative | submit_all, submit_all, 0];
-        let mut refused = io::Error::from_raw_os_error(libc::EINVAL);
         for flags in attempts {
             match setup(size, flags) {
                 Ok((fd, params)) => return Self::map(fd, &params),
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
                 Err(error) => return Err(error),
             }
         }
-        Err(refused)
+        Err(too_old())
     }
 
     /// Whether the kernel knows a set-up flag.
@@ -129,10 +128,7 @@ impl Ring {
             | abi::IORING_FEAT_FAST_POLL
             | abi::IORING_FEAT_EXT_ARG;
         if params.features & needed != needed {
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "this kernel's io_uring is older than Linux 5.11",
-            ));
+            return Err(too_old());
         }
         let sq_bytes = params.sq_off.array as usize + params.sq_entries as usize * 4;
         let cq_bytes = params.cq_off.cqes as usize + params.cq_entries as usize * 16;
@@ -353,6 +349,13 @@ impl Ring {
         };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
+}
+
+fn too_old() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        "this kernel's io_uring is older than Linux 5.11",
+    )
 }
 
 /// Whether entering again later may succeed.

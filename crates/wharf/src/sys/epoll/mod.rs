@@ -1,0 +1,585 @@
+//! The fallback driver, on epoll: it makes the calls itself, and waits for readiness only where
+//! they would block.
+//!
+//! What sends, connects or shuts down is tried at once, by whoever starts it, and its result goes
+//! into the lane's queue, from which its packet is taken like any other. What receives or accepts
+//! is tried by the worker that takes it, so that data is read when somebody is there to handle it,
+//! and a pooled buffer is in use only from then on. What would block waits in the slot of its
+//! descriptor, until an edge puts it into the queue again.
+//!
+//! An operation in flight is in one place at a time: in its slot, in the queue (its event), or in
+//! the hands of whoever has taken that event. Its timer, if it has one, is another event to come.
+
+mod blocking;
+mod inbox;
+mod poller;
+mod slots;
+mod timers;
+
+use std::{
+    io,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use self::{
+    blocking::Blocking,
+    inbox::{Inbox, TRY},
+    poller::{LEVEL, ONCE, Poller},
+    slots::{Parked, Registry, Token},
+    timers::{Clock, TimerId},
+};
+use super::{
+    CANCELLED, Event, Kind, NO_DESCRIPTOR, OwnedDescriptor, Popped, RawDescriptor, Source, Step,
+    pool::Pool,
+    progress,
+    unix::{Call, Called},
+};
+use crate::raw::{
+    operation::{Direction, NO_BUFFER, Operation, Request},
+    port::Setup,
+};
+
+/// One running slot of a port: a poller, and what is there to take.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    number: u16,
+    registry: Arc<Registry>,
+    blocking: Arc<Blocking>,
+    inbox: Arc<Inbox>,
+    /// For a worker that attends to other lanes too: this lane's poller and theirs.
+    around: OnceLock<Poller>,
+    /// Something has been started since the last look at the poller.
+    started: AtomicBool,
+    /// Whoever sleeps here may have to wake earlier than it knows.
+    hurry: AtomicBool,
+    epoch: Instant,
+    pool: Arc<Pool>,
+}
+
+/// What this driver knows of a handle's descriptor.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    /// None: its calls block, and are made by threads for that.
+    slot: Option<Token>,
+    /// It was not non-blocking before, and others may know it who do not expect it to be.
+    restore: Option<RawDescriptor>,
+}
+
+/// What this driver keeps in the header of an operation.
+#[derive(Debug)]
+pub(crate) struct Header {
+    /// The slot of a connection that was accepted and is to give its first data.
+    slot: Option<Token>,
+    /// When its deadline passes; 0: not yet known, or never.
+    pub(crate) due: u64,
+    timer: Option<TimerId>,
+    /// The lane with whose clock the timer runs.
+    clock: u16,
+}
+
+impl Header {
+    pub(crate) const NEW: Self = Self { slot: None, due: 0, timer: None, clock: 0 };
+}
+
+/// The token of a lane's waker in its poller, and of its poller among others.
+const OWN: u64 = u64::MAX;
+
+impl Lane {
+    pub(crate) fn make(count: usize, setup: &Setup) -> io::Result<Vec<Self>> {
+        let registry = Arc::new(Registry::new(count)?);
+        let blocking = Arc::new(Blocking::new());
+        let epoch = Instant::now();
+        (0..u16::try_from(count).unwrap_or(u16::MAX))
+            .map(|number| {
+                let inbox = Arc::new(Inbox::new()?);
+                registry.pollers[usize::from(number)].add(inbox.waker.fd(), LEVEL, OWN)?;
+                Ok(Self {
+                    number,
+                    registry: registry.clone(),
+                    blocking: blocking.clone(),
+                    inbox,
+                    around: OnceLock::new(),
+                    started: AtomicBool::new(false),
+                    hurry: AtomicBool::new(false),
+                    epoch,
+                    pool: Arc::new(Pool::new(setup.pool_count, setup.pool_size, None)?),
+                })
+            })
+            .collect()
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    fn poller(&self) -> &Poller {
+        &self.registry.pollers[usize::from(self.number)]
+    }
+
+    fn clock(&self) -> &Clock {
+        &self.registry.clocks[usize::from(self.number)]
+    }
+
+    // ---- Descriptors --------------------------------------------------------------------
+
+    /// Takes a handle's descriptor in. Unless its calls block, it is made non-blocking: between
+    /// the edge and the call, somebody else may have been faster, or a connection be gone.
+    pub(crate) fn register(
+        &self,
+        descriptor: &OwnedDescriptor,
+        kind: Kind,
+    ) -> io::Result<Registration> {
+        if matches!(kind, Kind::File | Kind::Directory) {
+            return Ok(Registration { slot: None, restore: None });
+        }
+        let fd = super::raw(descriptor);
+        let slot = self.registry.claim(fd, !super::is_tcp(descriptor))?;
+        let changed = super::set_nonblocking(fd, true);
+        let restore = (changed && kind == Kind::Pipe).then_some(fd);
+        Ok(Registration { slot: Some(slot), restore })
+    }
+
+    /// Lets a descriptor go that is about to be closed, and of which nothing is in flight.
+    pub(crate) fn unregister(&self, registration: &Registration) {
+        if let Some(token) = registration.slot {
+            self.registry.release(token);
+        }
+        if let Some(fd) = registration.restore {
+            super::set_nonblocking(fd, false);
+        }
+    }
+
+    /// The slot in which an operation waits: that of its handle, or of the connection it has
+    /// accepted, which has one of its own. None: its calls block.
+    fn token(op: &Operation) -> Option<Token> {
+        if op.request.direction() == Direction::Unordered {
+            return None;
+        }
+        // SAFETY: an operation in flight has a handle, which outlives it (the contract of start).
+        op.system.epoll.slot.or_else(|| unsafe { (*op.handle).registration().epoll().slot })
+    }
+
+    // ---- Taking -------------------------------------------------------------------------
+
+    pub(crate) fn ready(&self) -> u32 {
+        self.inbox.ready()
+    }
+
+    pub(crate) fn requests_ready(&self) -> usize {
+        self.inbox.requests()
+    }
+
+    pub(crate) fn pop(&self) -> Option<Popped> {
+        self.inbox.take_if(|_| true)
+    }
+
+    pub(crate) fn pop_attend(&self) -> Option<u16> {
+        match self.inbox.take_if(|popped| matches!(popped, Popped::Attend(_)))? {
+            Popped::Attend(lane) => Some(lane),
+            _ => None,
+        }
+    }
+
+    // ---- Looking and waiting ------------------------------------------------------------
+
+    /// Whether something was started since the last look: the next look may bring it.
+    pub(crate) fn unsubmitted(&self) -> u32 {
+        u32::from(self.started.load(Ordering::Relaxed))
+    }
+
+    /// Looks what has become ready, without waiting.
+    pub(crate) fn submit(&self) -> io::Result<()> {
+        self.look(Some(Duration::ZERO)).map(drop)
+    }
+
+    /// Puts into the queue what has become ready and what is due. Returns whether anything has
+    /// come, a wake-up included.
+    fn look(&self, timeout: Option<Duration>) -> io::Result<bool> {
+        self.started.store(false, Ordering::Relaxed);
+        let mut came = false;
+        let mut filling = None;
+        self.poller().wait(timeout, |token, events| {
+            came = true;
+            if token != OWN {
+                let filling = filling.get_or_insert_with(|| self.inbox.fill());
+                self.registry.ready(self.number, token, events, |operation| {
+                    filling.put_try(operation);
+                });
+            }
+        })?;
+        drop(filling);
+        Ok(self.go_off() || came)
+    }
+
+    pub(crate) fn wait(&self, timeout: Option<Duration>, attending: bool) -> io::Result<()> {
+        self.hurry.store(false, Ordering::SeqCst);
+        if self.ready() > 0 {
+            return self.submit();
+        }
+        let timeout = match (timeout, self.until_due()) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        let came =
+            if attending { self.look_around(timeout)? } else { self.look(timeout)? };
+        if came || self.ready() > 0 { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
+    }
+
+    /// Waits for other lanes too.
+    fn look_around(&self, timeout: Option<Duration>) -> io::Result<bool> {
+        let Some(around) = self.around.get() else { return self.look(timeout) };
+        around.arm(self.poller().fd(), ONCE, OWN)?;
+        let mut came = false;
+        around.wait(timeout, |token, _| {
+            came = true;
+            if token != OWN {
+                self.inbox.put(Popped::Attend(u16::try_from(token).unwrap_or(0)));
+            }
+        })?;
+        Ok(self.look(Some(Duration::ZERO))? || came)
+    }
+
+    /// See [`super::Lane::attend`].
+    pub(crate) fn attend(&self, number: u16, other: &Self, asked: bool) -> io::Result<()> {
+        // Nobody else clears it there.
+        other.inbox.waker.clear();
+        if other.until_due() == Some(Duration::ZERO) {
+            other.go_off();
+        }
+        if other.ready() > 0 {
+            self.inbox.put(Popped::Attend(number));
+            return Ok(());
+        }
+        if asked {
+            return Ok(());
+        }
+        let around = match self.around.get() {
+            Some(around) => around,
+            None => {
+                let around = Poller::new()?;
+                self.around.get_or_init(|| around)
+            }
+        };
+        around.arm(other.poller().fd(), ONCE, u64::from(number))
+    }
+
+    pub(crate) fn wake(&self) -> io::Result<()> {
+        self.inbox.waker.raise()
+    }
+
+    pub(crate) fn clear_wakes(&self) {
+        self.inbox.waker.clear();
+    }
+
+    /// Whether who waits in this lane must be woken because of what another thread has put in.
+    pub(crate) fn must_rouse(&self) -> bool {
+        self.ready() > 0 || self.hurry.load(Ordering::SeqCst)
+    }
+
+    // ---- Timers -------------------------------------------------------------------------
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn after(&self, delay: Duration) -> u64 {
+        self.now().saturating_add(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX - 1))
+    }
+
+    /// How long it is until a timer of this lane goes off.
+    pub(crate) fn until_due(&self) -> Option<Duration> {
+        let due = self.clock().next();
+        (due < u64::MAX).then(|| Duration::from_nanos(due.saturating_sub(self.now())))
+    }
+
+    /// Puts into the queue what is due. Returns whether anything was.
+    fn go_off(&self) -> bool {
+        if self.clock().next() == u64::MAX {
+            return false;
+        }
+        let mut any = false;
+        self.clock().go_off(self.now(), |operation, of| {
+            any = true;
+            self.inbox.put(Popped::Event(Event { operation, of, result: 0, flags: 0 }));
+        });
+        any
+    }
+
+    fn set_timer(&self, op: &mut Operation, due: u64, of: Source) {
+        let (timer, next) = self.clock().set(due, &raw mut *op, of);
+        op.system.epoll.timer = Some(timer);
+        op.system.epoll.clock = self.number;
+        if next {
+            self.hurry.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Stops an operation's timer. False: it has none, or its event is on its way.
+    fn stop_timer(&self, op: &mut Operation) -> bool {
+        let clock = &self.registry.clocks[usize::from(op.system.epoll.clock)];
+        op.system.epoll.timer.take().is_some_and(|timer| clock.stop(timer))
+    }
+
+    // ---- Operations ---------------------------------------------------------------------
+
+    /// Begins the next step of an operation. Its lane is afterwards the one to which its events
+    /// come: this one, unless its descriptor is tied to another.
+    ///
+    /// # Safety
+    ///
+    /// `operation` is in flight, its handle's lock is held, and its pointers are good.
+    pub(crate) unsafe fn push(&self, operation: *mut Operation) -> io::Result<()> {
+        // SAFETY: the caller's promise: nobody else touches the header under the handle's lock.
+        let op = unsafe { &mut *operation };
+        self.started.store(true, Ordering::Relaxed);
+        op.system.outstanding = 1;
+        op.flags.requested = true;
+        if op.flags.pausing {
+            let pause = Duration::from_nanos(op.system.pause[1].unsigned_abs());
+            self.set_timer(op, self.after(pause), Source::Request);
+            return Ok(());
+        }
+        if let Some(deadline) = op.deadline
+            && op.clock_runs()
+            && op.system.epoll.due == 0
+        {
+            op.system.epoll.due = self.after(deadline).max(1);
+        }
+        if op.accepted != NO_DESCRIPTOR && op.system.epoll.slot.is_none() {
+            op.system.epoll.slot = Some(self.registry.claim(op.accepted, true)?);
+        }
+        let attempt = match (Self::token(op), op.request.direction()) {
+            (Some(token), Direction::In) => self.park(op, token, None),
+            // SAFETY: the caller's promise.
+            _ => unsafe { self.call(op) },
+        };
+        match attempt {
+            Ok(Attempt::Waits) => {}
+            Ok(Attempt::Done(result)) => self.inbox.put_result(operation, result),
+            Ok(Attempt::Ready | Attempt::Starves) => self.inbox.put_try(operation),
+            Err(error) => {
+                self.forget_slot(op);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the call of an operation, or lets it wait if that would block.
+    ///
+    /// # Safety
+    ///
+    /// As for `push`.
+    unsafe fn call(&self, op: &mut Operation) -> io::Result<Attempt> {
+        let direction = op.request.direction();
+        op.lane = self.number;
+        loop {
+            if op.buffer == NO_BUFFER && op.request.is_pooled() {
+                match self.pool.take() {
+                    Some(id) => op.buffer = u32::from(id),
+                    None => return Ok(Attempt::Starves),
+                }
+            }
+            let call = Call::of(op, &self.pool);
+            let Some(token) = Self::token(op) else {
+                self.start_clock(op);
+                // SAFETY: the caller's promise.
+                unsafe { self.blocking.make(call, &raw mut *op, self.inbox.clone()) };
+                return Ok(Attempt::Waits);
+            };
+            let seen = self.registry.edges(token, direction);
+            // SAFETY: the caller's promise.
+            match unsafe { call.make() } {
+                Called::Over { result, drained } => {
+                    if drained {
+                        self.registry.spent(token, seen);
+                    }
+                    return Ok(Attempt::Done(result));
+                }
+                Called::WouldBlock => {}
+            }
+            if matches!(op.request, Request::Connect { .. }) {
+                // Called again when it is over, it says how.
+                op.system.step = 1;
+            }
+            self.give_back(op);
+            if op.flags.expired {
+                // The deadline has passed meanwhile, and this was its last chance.
+                return Ok(Attempt::Done(-CANCELLED));
+            }
+            if self.park(op, token, Some(seen))? == Attempt::Waits {
+                return Ok(Attempt::Waits);
+            }
+        }
+    }
+
+    /// Lets an operation wait for its descriptor, with its clock running.
+    fn park(&self, op: &mut Operation, token: Token, seen: Option<u32>) -> io::Result<Attempt> {
+        // As soon as it stands there its event may come, but whoever takes that waits for the lock
+        // of the handle.
+        let direction = op.request.direction();
+        let operation = &raw mut *op;
+        match self.registry.park(token, direction, operation, seen, self.number)? {
+            Parked::Ready => Ok(Attempt::Ready),
+            Parked::In(lane) => {
+                op.lane = lane;
+                self.start_clock(op);
+                Ok(Attempt::Waits)
+            }
+        }
+    }
+
+    /// From now on somebody else decides how long it takes.
+    fn start_clock(&self, op: &mut Operation) {
+        if op.system.epoll.due != 0 && op.system.epoll.timer.is_none() {
+            op.system.outstanding += 1;
+            self.set_timer(op, op.system.epoll.due, Source::Deadline);
+        }
+    }
+
+    fn give_back(&self, op: &mut Operation) {
+        if op.buffer != NO_BUFFER {
+            self.pool.give_back(u16::try_from(op.buffer).unwrap_or(0));
+            op.buffer = NO_BUFFER;
+        }
+    }
+
+    /// Ends the slot of a connection that has been accepted.
+    fn forget_slot(&self, op: &mut Operation) {
+        if let Some(token) = op.system.epoll.slot.take() {
+            self.registry.release(token);
+        }
+    }
+
+    /// Takes an operation out that waits. Its event comes all the same, and says so.
+    ///
+    /// # Safety
+    ///
+    /// `operation` is in flight, submitted to this lane, and its handle's lock is held.
+    pub(crate) unsafe fn push_cancel(&self, operation: *mut Operation) -> io::Result<()> {
+        // SAFETY: the caller's promise: nobody else touches the header under the handle's lock.
+        let op = unsafe { &mut *operation };
+        if op.flags.pausing {
+            if self.stop_timer(op) {
+                self.inbox.put_result(operation, 0);
+            }
+        } else if op.flags.requested && self.withdraw(op) {
+            self.inbox.put_result(operation, -CANCELLED);
+        }
+        Ok(())
+    }
+
+    /// Takes an operation from where it waits. False: its event is on its way, or a thread makes
+    /// its call, which cannot be called back.
+    fn withdraw(&self, op: &mut Operation) -> bool {
+        match Self::token(op) {
+            Some(token) => self.registry.unpark(token, &raw mut *op),
+            None => self.blocking.withdraw(&raw const *op),
+        }
+    }
+
+    /// Works out what an event means for its operation; where it only says that the call may
+    /// succeed now, makes it.
+    ///
+    /// # Safety
+    ///
+    /// The event came from this lane and has not been digested before, and the lock of its
+    /// operation's handle is held.
+    pub(crate) unsafe fn digest(&self, event: Event) -> Step {
+        // SAFETY: an operation with an event to come is in flight, so its header is alive, and
+        // nobody else touches it under the lock.
+        let op = unsafe { &mut *event.operation };
+        op.system.outstanding -= 1;
+        match event.of {
+            Source::Deadline => {
+                op.flags.expired = true;
+                op.system.epoll.timer = None;
+                if op.flags.requested && self.withdraw(op) {
+                    op.system.outstanding -= 1;
+                    op.flags.requested = false;
+                    op.system.result = -CANCELLED;
+                }
+            }
+            Source::Request if op.flags.pausing => {
+                op.system.epoll.timer = None;
+                op.flags.requested = false;
+            }
+            Source::Request | Source::Cancel => {
+                op.system.result = event.result;
+                if event.flags & TRY != 0 {
+                    // SAFETY: the caller's promise.
+                    match unsafe { self.try_again(op) } {
+                        Attempt::Done(result) => op.system.result = result,
+                        Attempt::Starves => return self.starves(op),
+                        Attempt::Ready | Attempt::Waits => {
+                            op.system.outstanding += 1;
+                            return Step::Pending;
+                        }
+                    }
+                }
+                op.flags.requested = false;
+                if self.stop_timer(op) {
+                    op.system.outstanding -= 1;
+                }
+            }
+        }
+        if op.system.outstanding > 0 {
+            return Step::Pending;
+        }
+        self.forget_slot(op);
+        // SAFETY: in flight, nothing outstanding, and the pointers are good (the contract of
+        // start).
+        let step = unsafe { progress::evaluate(op) };
+        if op.bytes == 0 {
+            self.give_back(op);
+        }
+        step
+    }
+
+    /// # Safety
+    ///
+    /// As for `digest`.
+    unsafe fn try_again(&self, op: &mut Operation) -> Attempt {
+        if op.flags.cancel {
+            // What is cancelled takes nothing.
+            return Attempt::Done(-CANCELLED);
+        }
+        // SAFETY: the caller's promise.
+        match unsafe { self.call(op) } {
+            Ok(attempt) => attempt,
+            Err(error) => Attempt::Done(-error.raw_os_error().unwrap_or(libc::EIO)),
+        }
+    }
+
+    /// There is no buffer for a receive that could go on. While it waits for one, nobody watches
+    /// its clock.
+    fn starves(&self, op: &mut Operation) -> Step {
+        op.flags.requested = false;
+        if self.stop_timer(op) {
+            op.system.outstanding -= 1;
+        }
+        if op.system.outstanding > 0 {
+            // Its deadline has just passed.
+            op.system.result = -CANCELLED;
+            return Step::Pending;
+        }
+        Step::Starve
+    }
+}
+
+/// What became of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempt {
+    /// It is over: what the system said.
+    Done(i32),
+    /// It would block, and waits; its event will come.
+    Waits,
+    /// It can be made.
+    Ready,
+    /// It needs a pooled buffer, and there is none.
+    Starves,
+}

@@ -1,0 +1,263 @@
+//! Machines that refuse: a port that cannot be made says why, and what to do; one that can be made
+//! smaller is.
+//!
+//! Each runs in a process of its own, which gives something up for good.
+
+use std::{io::Write, time::Duration};
+
+use wharf::{Buf, Builder, Driver, ErrorKind, Port, Wait};
+
+#[expect(dead_code, reason = "the conformance suite uses all of it")]
+#[path = "conformance/support.rs"]
+mod support;
+
+fn builder() -> Builder {
+    Builder::new().driver(Driver::Uring)
+}
+
+mod machine {
+    use super::{
+        support::{child_has_run, in_child, skip},
+        *,
+    };
+
+    /// Refuses a system call in this process from now on, as a container's profile does.
+    fn refuse(call: libc::c_long, errno: i32) {
+        let call = u32::try_from(call).unwrap();
+        let errno = u32::try_from(errno).unwrap();
+        let statement = |code, k| libc::sock_filter { code, jt: 0, jf: 0, k };
+        // Load the number of the call; if it is this one, go on to the refusal, else let it be.
+        let mut filter = [
+            statement(0x20, 0),
+            libc::sock_filter { code: 0x15, jt: 0, jf: 1, k: call },
+            statement(0x06, libc::SECCOMP_RET_ERRNO | errno),
+            statement(0x06, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
+        // SAFETY: the filter lives across the calls, which copy it; the process is this test's own.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            let set =
+                libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program);
+            assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+        }
+    }
+
+    fn refusal(errno: i32) -> wharf::Error {
+        refuse(libc::SYS_io_uring_setup, errno);
+        builder().build::<(), ()>().unwrap_err()
+    }
+
+    /// Lets the choice be the library's, or that of the person who runs the program.
+    fn automatic(variable: Option<&str>) -> Builder {
+        // SAFETY: the process is this test's own, and its other threads do not look.
+        unsafe {
+            match variable {
+                Some(value) => std::env::set_var("WHARF_DRIVER", value),
+                None => std::env::remove_var("WHARF_DRIVER"),
+            }
+        }
+        Builder::new()
+    }
+
+    /// Lets messages go through a port.
+    fn exchange(port: &Port<()>) {
+        let listener = port.listen("127.0.0.1:0", ()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut peers: Vec<_> =
+            (0..40).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        listener.accept().unwrap();
+        for peer in &mut peers {
+            peer.write_all(b"hello").unwrap();
+        }
+        let mut received = 0;
+        while received < peers.len() {
+            let packet = port.wait().packet().unwrap();
+            packet.result.unwrap();
+            match packet.op {
+                wharf::Op::Accept { incoming: Some(new), .. } => {
+                    new.associate(()).unwrap().recv(Buf::pooled()).unwrap();
+                }
+                wharf::Op::Recv { buf, .. } => {
+                    assert_eq!(&buf[..], b"hello");
+                    received += 1;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Would catch: a panic, a hang, or an error that does not name the remedy.
+    #[test]
+    fn a_seccomp_profile_that_refuses_io_uring_is_named() {
+        if !in_child(module_path!(), "a_seccomp_profile_that_refuses_io_uring_is_named") {
+            return;
+        }
+        let error = refusal(libc::EPERM);
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+        assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+        let said = error.to_string();
+        assert!(said.contains("seccomp") && said.contains("io_uring_disabled"), "{said}");
+        assert!(wharf::probe().is_err());
+        child_has_run();
+    }
+
+    /// Would catch: the same where the profile hides the call.
+    #[test]
+    fn a_kernel_without_io_uring_is_named() {
+        if !in_child(module_path!(), "a_kernel_without_io_uring_is_named") {
+            return;
+        }
+        let error = refusal(libc::ENOSYS);
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains("no io_uring"), "{error}");
+        child_has_run();
+    }
+
+    /// Lets this process lock 64 KiB of memory and no more.
+    fn lock_little() {
+        let limit = libc::rlimit { rlim_cur: 64 << 10, rlim_max: 64 << 10 };
+        // An id that nobody else uses, not even this test where it runs twice at once: the memory
+        // of all processes of a user counts. Small enough for a container that has 65,536 ids.
+        let id = 20_000 + std::process::id() % 40_000;
+        // SAFETY: the limit lives across the call. The process is this test's own.
+        unsafe {
+            assert_eq!(libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit), 0);
+            assert_eq!(libc::setgid(id), 0);
+            assert_eq!(libc::setuid(id), 0);
+        }
+    }
+
+    /// Would catch: a port that gives up because its first rings have taken all the memory that may
+    /// be locked, or one that works no more with the small ones it can have.
+    #[test]
+    fn little_locked_memory_makes_smaller_rings() {
+        const NAME: &str = "little_locked_memory_makes_smaller_rings";
+        // SAFETY: takes nothing.
+        if unsafe { libc::geteuid() } != 0 {
+            return skip(NAME, "only root can become somebody else, whose memory is counted");
+        }
+        if !in_child(module_path!(), NAME) {
+            return;
+        }
+        lock_little();
+        exchange(&builder().concurrency(3).build().unwrap());
+        // So many do not fit, however small: the limit is in force, and the error names it.
+        let error = builder().concurrency(64).build::<(), ()>().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+        assert!(error.to_string().contains("RLIMIT_MEMLOCK"), "{error}");
+        child_has_run();
+    }
+
+    /// Would catch: a fallback that does not happen, does not work, or does not say why.
+    #[test]
+    fn where_io_uring_is_refused_epoll_carries_the_port() {
+        if !in_child(module_path!(), "where_io_uring_is_refused_epoll_carries_the_port") {
+            return;
+        }
+        refuse(libc::SYS_io_uring_setup, libc::EPERM);
+        let port = automatic(None).build().unwrap();
+        assert_eq!(port.driver(), Driver::Epoll);
+        let reason = port.fallback().unwrap();
+        assert_eq!(reason.kind(), ErrorKind::PermissionDenied);
+        assert!(reason.to_string().contains("seccomp"), "{reason}");
+        exchange(&port);
+        // Who insists is told.
+        assert!(automatic(Some("uring")).build::<(), ()>().is_err());
+        // Who has chosen need not be told.
+        assert!(automatic(Some("epoll")).build::<(), ()>().unwrap().fallback().is_none());
+        child_has_run();
+    }
+
+    /// Would catch: the same where the call is hidden.
+    #[test]
+    fn where_io_uring_is_hidden_epoll_carries_the_port() {
+        if !in_child(module_path!(), "where_io_uring_is_hidden_epoll_carries_the_port") {
+            return;
+        }
+        refuse(libc::SYS_io_uring_setup, libc::ENOSYS);
+        let port = automatic(None).build().unwrap();
+        assert_eq!(port.driver(), Driver::Epoll);
+        assert_eq!(port.fallback().unwrap().kind(), ErrorKind::Unsupported);
+        exchange(&port);
+        child_has_run();
+    }
+
+    /// Would catch: a port that gives up because not even its smallest rings may be had, or that
+    /// does not try them.
+    #[test]
+    fn where_no_memory_may_be_locked_epoll_carries_the_port() {
+        const NAME: &str = "where_no_memory_may_be_locked_epoll_carries_the_port";
+        // SAFETY: takes nothing.
+        if unsafe { libc::geteuid() } != 0 {
+            return skip(NAME, "only root can become somebody else, whose memory is counted");
+        }
+        if !in_child(module_path!(), NAME) {
+            return;
+        }
+        lock_little();
+        let small = automatic(None).concurrency(3).build::<(), ()>().unwrap();
+        assert_eq!(small.driver(), Driver::Uring, "{:?}", small.fallback());
+        let port = automatic(None).concurrency(64).build().unwrap();
+        assert_eq!(port.driver(), Driver::Epoll);
+        assert_eq!(port.fallback().unwrap().kind(), ErrorKind::OutOfMemory);
+        exchange(&port);
+        child_has_run();
+    }
+
+    /// Would catch: a fallback for a reason that another driver does not help against, and that the
+    /// next port may not meet.
+    #[test]
+    fn a_lack_of_descriptors_is_no_reason_to_fall_back() {
+        if !in_child(module_path!(), "a_lack_of_descriptors_is_no_reason_to_fall_back") {
+            return;
+        }
+        let limit = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
+        // SAFETY: the limit lives across the call. The process is this test's own.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+        for driver in ["auto", "epoll"] {
+            let refused = automatic(Some(driver)).concurrency(200).build::<(), ()>().unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::OutOfDescriptors, "{driver}");
+            assert!(refused.to_string().contains("RLIMIT_NOFILE"), "{refused}");
+        }
+        assert_eq!(automatic(None).build::<(), ()>().unwrap().driver(), Driver::Uring);
+        child_has_run();
+    }
+
+    /// Would catch: a name that is taken for another, or for none; a person who runs a program and
+    /// overrules what the program cannot do without.
+    #[test]
+    fn the_environment_decides_where_the_program_does_not() {
+        if !in_child(module_path!(), "the_environment_decides_where_the_program_does_not") {
+            return;
+        }
+        let driver = |builder: Builder| builder.concurrency(1).build::<(), ()>().unwrap().driver();
+        assert_eq!(driver(automatic(Some("epoll"))), Driver::Epoll);
+        assert_eq!(driver(automatic(Some("uring"))), Driver::Uring);
+        assert_eq!(driver(automatic(Some("auto"))), Driver::Uring);
+        assert_eq!(driver(automatic(Some(""))), Driver::Uring);
+        assert_eq!(driver(automatic(Some("epoll")).driver(Driver::Uring)), Driver::Uring);
+        assert_eq!(driver(automatic(Some("uring")).driver(Driver::Epoll)), Driver::Epoll);
+        let refused = automatic(Some("Epoll!")).build::<(), ()>().unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InvalidInput);
+        let said = refused.to_string();
+        assert!(said.contains("WHARF_DRIVER") && said.contains("auto, uring"), "{said}");
+        child_has_run();
+    }
+
+    /// Would catch: waits that fail, or end early, where the call that takes fractions of a
+    /// millisecond is refused.
+    #[test]
+    fn epoll_does_without_its_newer_call() {
+        if !in_child(module_path!(), "epoll_does_without_its_newer_call") {
+            return;
+        }
+        refuse(libc::SYS_epoll_pwait2, libc::ENOSYS);
+        let port = Builder::new().driver(Driver::Epoll).concurrency(1).build().unwrap();
+        let began = std::time::Instant::now();
+        assert!(matches!(port.wait_for(Duration::from_micros(10_300)), Wait::TimedOut));
+        assert!(began.elapsed() >= Duration::from_micros(10_300));
+        exchange(&port);
+        child_has_run();
+    }
+}
