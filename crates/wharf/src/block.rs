@@ -25,7 +25,7 @@ use crate::{
     port::PortShared,
     raw::{self, Gather, Operation, Request, Slice, Started},
     sync::lock,
-    sys::{self, Kind, OwnedDescriptor},
+    sys::{self, Descriptor, Kind},
 };
 
 /// What an operation works with, by kind.
@@ -151,16 +151,19 @@ impl<M> Default for Extras<M> {
 
 impl<K, M> HandleShared<K, M> {
     /// Associates a descriptor, of a kind that will do, and makes it known to its port.
-    pub(crate) fn new(
+    pub(crate) fn new<D: Descriptor>(
         port: &Arc<PortShared<K, M>>,
-        fd: OwnedDescriptor,
+        descriptor: D,
         key: K,
         will_do: fn(Kind) -> Result<(), Error>,
-    ) -> Result<Arc<Self>, Refused<OwnedDescriptor>> {
+    ) -> Result<Arc<Self>, Refused<D>> {
         let mut handles = lock(&port.handles);
         let entry = handles.vacant_entry();
         let slot = entry.key();
-        let raw = port.raw.associate_if(fd, slot, will_do)?;
+        let raw = port
+            .raw
+            .associate_if(descriptor.into(), slot, will_do)
+            .map_err(|refused| Refused { error: refused.error, value: D::back(refused.value) })?;
         let spare = Spare { first: ptr::null_mut(), length: 0 };
         let last = AtomicPtr::new(ptr::null_mut());
         let handle =
@@ -422,7 +425,7 @@ impl Payload {
                 Request::AcceptFirst { buffer, length }
             }
             Self::Connect(address) => {
-                Request::Connect { address: address.as_ptr().cast(), length: address.len() }
+                Request::Connect { address: address.as_ptr().cast(), length: address.len() as _ }
             }
             Self::Shutdown(how) => Request::Shutdown { how: *how },
             Self::RecvMessage(buf, parcel) if buf.wants_pool() => {
@@ -518,10 +521,21 @@ impl Vectored {
         Ok(())
     }
 
+    fn push(&mut self, address: *mut u8, length: usize) -> Result<(), Error> {
+        if !Slice::holds(length) {
+            return Err(Error::of(ErrorKind::InvalidInput, "vectored")
+                .with_remedy("here, no buffer of several may be larger than 4 GiB"));
+        }
+        self.slices.push(Slice::new(address, length));
+        Ok(())
+    }
+
     fn gather(&mut self) -> Result<*mut Gather, Error> {
         self.begin()?;
-        let slices = self.bufs.iter().map(|buf| Slice::new(buf.as_ptr().cast_mut(), buf.len()));
-        self.slices.extend(slices);
+        for at in 0..self.bufs.len() {
+            let buf = &self.bufs[at];
+            self.push(buf.as_ptr().cast_mut(), buf.len())?;
+        }
         self.gather = Gather::new(self.slices.as_mut_ptr(), self.slices.len());
         Ok(&raw mut self.gather)
     }
@@ -530,10 +544,10 @@ impl Vectored {
     fn scatter(&mut self) -> Result<(*mut Gather, usize), Error> {
         self.begin()?;
         let mut total = 0;
-        for buf in &mut self.bufs {
-            let (address, room) = writable("read", buf)?;
+        for at in 0..self.bufs.len() {
+            let (address, room) = writable("read", &mut self.bufs[at])?;
             total += room;
-            self.slices.push(Slice::new(address, room));
+            self.push(address, room)?;
         }
         self.gather = Gather::new(self.slices.as_mut_ptr(), self.slices.len());
         Ok((&raw mut self.gather, total))

@@ -1,18 +1,19 @@
 //! Datagram sockets, and messages with which descriptors travel.
 
-use std::{cell::RefCell, fmt, mem, net::SocketAddr, path::Path, sync::Arc};
+use std::{cell::RefCell, fmt, net::SocketAddr, path::Path, sync::Arc};
 
 use socket2::{SockAddr, SockRef};
 
+#[cfg(unix)]
+use crate::{block::Extras, tcp::Stream};
 use crate::{
-    block::{Extras, HandleShared, OpId, Payload},
+    block::{HandleShared, OpId, Payload},
     buf::Buf,
     error::{Error, ErrorKind, Refused, Result},
     port::Port,
     raw,
     start::Start,
-    sys::{Kind, OwnedDescriptor},
-    tcp::Stream,
+    sys::{Kind, OwnedDescriptor, OwnedSocket},
 };
 
 /// Where a datagram goes to or comes from.
@@ -86,7 +87,7 @@ impl Received {
     #[cfg(unix)]
     #[doc(alias = "SCM_RIGHTS")]
     pub fn take_descriptors(&mut self) -> Vec<OwnedDescriptor> {
-        mem::take(&mut self.0.letter_mut().descriptors)
+        std::mem::take(&mut self.0.letter_mut().descriptors)
     }
 
     /// Whether more descriptors came than there was room for, and those are lost.
@@ -198,8 +199,9 @@ impl Parcel {
         letter.descriptors = unsafe { letter.message.take_descriptors() };
     }
 
+    #[cfg(unix)]
     fn into_descriptors(mut self) -> Vec<OwnedDescriptor> {
-        mem::take(&mut self.letter_mut().descriptors)
+        std::mem::take(&mut self.letter_mut().descriptors)
     }
 }
 
@@ -287,9 +289,9 @@ where
     /// `Closed` if the port is closed. The descriptor comes back.
     pub fn associate_datagram(
         &self,
-        socket: impl Into<OwnedDescriptor>,
+        socket: impl Into<OwnedSocket>,
         key: K,
-    ) -> Result<Datagram<K, M>, Refused<OwnedDescriptor>> {
+    ) -> Result<Datagram<K, M>, Refused<OwnedSocket>> {
         let shared = HandleShared::new(self.shared(), socket.into(), key, sockets)?;
         Ok(Datagram::from_shared(shared))
     }
@@ -620,13 +622,5 @@ impl<K, M> Datagram<K, M> {
     pub fn local_addr(&self) -> Result<Address> {
         let found = SockRef::from(self).local_addr();
         found.map(Address).map_err(|error| Error::from_io(&error, "address"))
-    }
-}
-
-/// For socket options, through `socket2::SockRef`.
-#[cfg(unix)]
-impl<K, M> std::os::fd::AsFd for Datagram<K, M> {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.shared.raw.as_fd()
     }
 }

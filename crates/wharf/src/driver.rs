@@ -8,14 +8,17 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Driver {
-    /// The best one that this machine allows: io_uring, or epoll where io_uring is refused. The
-    /// environment variable `WHARF_DRIVER` (`auto`, `uring` or `epoll`) decides otherwise.
+    /// The best one that this machine allows: io_uring, or epoll where io_uring is refused; on
+    /// Windows its completion ports. The environment variable `WHARF_DRIVER` (`auto`, `uring` or
+    /// `epoll`) decides otherwise.
     #[default]
     Auto,
     /// io_uring, or no port.
     Uring,
     /// epoll, also where io_uring is to be had.
     Epoll,
+    /// The completion ports of Windows.
+    Iocp,
 }
 
 /// What decides for [`Driver::Auto`].
@@ -29,12 +32,20 @@ impl Driver {
             Self::Auto => "auto",
             Self::Uring => "uring",
             Self::Epoll => "epoll",
+            Self::Iocp => "iocp",
         }
     }
 
     fn named(name: &str) -> Option<Self> {
-        let drivers = [Self::Auto, Self::Uring, Self::Epoll];
+        let drivers = [Self::Auto, Self::Uring, Self::Epoll, Self::Iocp];
         drivers.into_iter().find(|driver| driver.name() == name)
+    }
+
+    /// Why it cannot be had on this system.
+    pub(crate) fn elsewhere(self) -> Error {
+        Error::of(ErrorKind::Unsupported, self.name()).with_remedy(
+            "io_uring and epoll are Linux's, iocp is Windows'; auto takes what there is",
+        )
     }
 
     /// The driver to use: what the program says, or else the person who runs it.
@@ -50,7 +61,8 @@ impl Driver {
 }
 
 fn unknown(what: &'static str) -> Error {
-    Error::of(ErrorKind::InvalidInput, what).with_remedy("the drivers are auto, uring and epoll")
+    Error::of(ErrorKind::InvalidInput, what)
+        .with_remedy("the drivers are auto, uring, epoll and iocp")
 }
 
 /// From its name.

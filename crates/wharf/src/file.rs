@@ -1,11 +1,6 @@
 //! Files: opening them, and how their operations are started.
 
-use std::{
-    fmt, fs, io,
-    os::fd::{AsFd, BorrowedFd},
-    path::Path,
-    sync::Arc,
-};
+use std::{fmt, fs, io, path::Path, sync::Arc};
 
 use crate::{
     block::{HandleShared, OpId, Payload, Vectored},
@@ -13,7 +8,7 @@ use crate::{
     error::{Error, ErrorKind, Refused, Result},
     port::Port,
     start::Start,
-    sys::{self, Kind, OwnedDescriptor},
+    sys::{self, Kind, OwnedFile},
 };
 
 /// A file, or a block device, that belongs to a port. Clones are the same file.
@@ -79,6 +74,7 @@ impl<K, M> Eq for File<K, M> {}
 /// What only one system knows is set on the standard library's options, from which these are made:
 ///
 /// ```
+/// # #[cfg(unix)] {
 /// use std::os::unix::fs::OpenOptionsExt;
 ///
 /// let mut private = std::fs::OpenOptions::new();
@@ -88,6 +84,7 @@ impl<K, M> Eq for File<K, M> {}
 /// let file = port.open(&path, private, ())?;
 /// # drop(file);
 /// # std::fs::remove_file(path).unwrap();
+/// # }
 /// # Ok::<(), wharf::Error>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -171,9 +168,7 @@ impl OpenOptions {
 
     fn open(&self, path: &Path) -> io::Result<fs::File> {
         let mut options = self.options.clone();
-        if self.direct {
-            sys::file::set_direct(&mut options);
-        }
+        sys::file::prepare(&mut options, self.direct);
         options.open(path)
     }
 }
@@ -365,9 +360,9 @@ impl<K, M> File<K, M> {
     #[doc(alias = "CreateIoCompletionPort")]
     pub fn associate(
         port: &Port<K, M>,
-        file: impl Into<OwnedDescriptor>,
+        file: impl Into<OwnedFile>,
         key: K,
-    ) -> Result<Self, Refused<OwnedDescriptor>>
+    ) -> Result<Self, Refused<OwnedFile>>
     where
         K: Send + Sync,
         M: Send,
@@ -541,12 +536,5 @@ impl<K, M> File<K, M> {
     #[doc(alias = "CloseHandle")]
     pub fn close(&self) {
         self.shared.raw.close();
-    }
-}
-
-/// For what this type does not offer. Operations in flight do not mind.
-impl<K, M> AsFd for File<K, M> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.raw.as_fd()
     }
 }

@@ -43,6 +43,7 @@
 mod block;
 mod buf;
 mod datagram;
+mod descriptor;
 mod driver;
 mod error;
 mod file;

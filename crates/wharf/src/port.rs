@@ -4,7 +4,6 @@ use std::{
     cell::Cell,
     fmt, io,
     net::{SocketAddr, ToSocketAddrs},
-    path::Path,
     sync::{Arc, Mutex, Weak},
     time::Duration,
 };
@@ -25,7 +24,7 @@ use crate::{
     },
     stats::Stats,
     sync::lock,
-    sys::OwnedDescriptor,
+    sys::{self, OwnedSocket},
     tcp::{Incoming, Listener, Stream, streams},
     workers::Workers,
 };
@@ -443,8 +442,8 @@ where
     // ---- Handles ------------------------------------------------------------------------
 
     /// Listens on an address, with a backlog of 4,096. The address may be reused at once after
-    /// the program has ended (SO_REUSEADDR), and connections send small messages without delay
-    /// (TCP_NODELAY).
+    /// the program has ended, and by nobody before (SO_REUSEADDR; on Windows
+    /// SO_EXCLUSIVEADDRUSE), and connections send small messages without delay (TCP_NODELAY).
     ///
     /// # Errors
     ///
@@ -455,9 +454,14 @@ where
         for address in address.to_socket_addrs().map_err(|_| last)? {
             match bind(address) {
                 Ok(socket) => {
-                    return HandleShared::new(self.shared(), socket.into(), key, streams)
-                        .map(Listener::from_shared)
-                        .map_err(Error::from);
+                    return HandleShared::new(
+                        self.shared(),
+                        OwnedSocket::from(socket),
+                        key,
+                        streams,
+                    )
+                    .map(Listener::from_shared)
+                    .map_err(Error::from);
                 }
                 Err(error) => last = Error::from_io(&error, "listen"),
             }
@@ -506,7 +510,7 @@ where
     /// `AddressInUse` if something is there already, `InvalidInput` if the path is too long (about
     /// 100 bytes), `NotFound` if its folder does not exist.
     #[cfg(unix)]
-    pub fn listen_unix(&self, path: impl AsRef<Path>, key: K) -> Result<Listener<K, M>> {
+    pub fn listen_unix(&self, path: impl AsRef<std::path::Path>, key: K) -> Result<Listener<K, M>> {
         let listen = || {
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
             socket.bind(&SockAddr::unix(path)?)?;
@@ -523,7 +527,7 @@ where
     ///
     /// If the socket cannot be made, or `InvalidInput` if the path is too long.
     #[cfg(unix)]
-    pub fn connect_unix(&self, path: impl AsRef<Path>, key: K) -> Result<Stream<K, M>> {
+    pub fn connect_unix(&self, path: impl AsRef<std::path::Path>, key: K) -> Result<Stream<K, M>> {
         let failed = |error| Error::from_io(&error, "connect");
         let address = SockAddr::unix(path).map_err(failed)?;
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed)?;
@@ -536,7 +540,12 @@ where
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)
             .and_then(|socket| socket.set_tcp_nodelay(true).map(|()| socket))
             .map_err(|error| Error::from_io(&error, "connect"))?;
-        Ok(Stream::from_shared(HandleShared::new(self.shared(), socket.into(), key, streams)?))
+        Ok(Stream::from_shared(HandleShared::new(
+            self.shared(),
+            OwnedSocket::from(socket),
+            key,
+            streams,
+        )?))
     }
 
     /// Associates a connected (or not yet connected) stream socket: a `std::net::TcpStream`, a
@@ -556,9 +565,9 @@ where
     /// descriptor comes back.
     pub fn associate(
         &self,
-        socket: impl Into<OwnedDescriptor>,
+        socket: impl Into<OwnedSocket>,
         key: K,
-    ) -> Result<Stream<K, M>, Refused<OwnedDescriptor>> {
+    ) -> Result<Stream<K, M>, Refused<OwnedSocket>> {
         HandleShared::new(self.shared(), socket.into(), key, streams).map(Stream::from_shared)
     }
 
@@ -569,9 +578,9 @@ where
     /// As for [`Self::associate`].
     pub fn associate_listener(
         &self,
-        socket: impl Into<OwnedDescriptor>,
+        socket: impl Into<OwnedSocket>,
         key: K,
-    ) -> Result<Listener<K, M>, Refused<OwnedDescriptor>> {
+    ) -> Result<Listener<K, M>, Refused<OwnedSocket>> {
         HandleShared::new(self.shared(), socket.into(), key, streams).map(Listener::from_shared)
     }
 
@@ -728,7 +737,7 @@ where
 
 fn bind(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    socket.set_reuse_address(true)?;
+    sys::claim_address(&socket)?;
     // Accepted connections inherit it.
     socket.set_tcp_nodelay(true)?;
     socket.bind(&SockAddr::from(address))?;
@@ -863,7 +872,7 @@ impl<K, M> PortShared<K, M> {
 
 fn accept<K, M>(
     handle: Arc<HandleShared<K, M>>,
-    accepted: Option<OwnedDescriptor>,
+    accepted: Option<OwnedSocket>,
     first: Option<Buf>,
 ) -> Op<K, M> {
     let port = handle.port.clone();

@@ -1,5 +1,5 @@
-//! The synchronisation primitives the port's schedule is built from: std's, or loom's where the
-//! schedule is being model-checked.
+//! The synchronisation primitives the port's schedule is built from, where that is ours: std's, or
+//! loom's where the schedule is being model-checked.
 
 use std::sync::{Mutex as PlainMutex, MutexGuard as PlainGuard};
 
@@ -8,13 +8,14 @@ pub(crate) use loom::sync::{
     Condvar, Mutex, MutexGuard,
     atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
 };
-#[cfg(not(loom))]
+#[cfg(not(any(loom, windows)))]
 pub(crate) use std::sync::{
     Condvar, Mutex, MutexGuard,
     atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
 };
 
 /// Lets others run before looking again: `attempt` counts the looks so far.
+#[cfg(not(windows))]
 pub(crate) fn pause(attempt: u32) {
     #[cfg(loom)]
     {

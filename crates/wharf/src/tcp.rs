@@ -3,7 +3,6 @@
 use std::{
     fmt,
     net::{Shutdown, SocketAddr},
-    os::fd::{AsFd, BorrowedFd},
     sync::Arc,
     time::Duration,
 };
@@ -16,15 +15,14 @@ use crate::{
     error::{Error, ErrorKind, Refused, Result},
     port::PortShared,
     start::Start,
-    sys::Kind,
-    sys::OwnedDescriptor,
+    sys::{Kind, OwnedSocket},
 };
 
 /// A listening socket that belongs to a port. Clones are the same socket.
 ///
 /// It is closed when the last clone and the last operation on it are gone.
 pub struct Listener<K: 'static, M: 'static = ()> {
-    shared: Arc<HandleShared<K, M>>,
+    pub(crate) shared: Arc<HandleShared<K, M>>,
 }
 
 /// A connection that belongs to a port. Clones are the same connection.
@@ -477,24 +475,9 @@ impl<K, M> Listener<K, M> {
     }
 }
 
-/// For socket options, through `socket2::SockRef`. Receiving or sending on the descriptor directly
-/// gets in the way of the operations in flight.
-impl<K, M> AsFd for Stream<K, M> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.raw.as_fd()
-    }
-}
-
-/// For socket options, through `socket2::SockRef`.
-impl<K, M> AsFd for Listener<K, M> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.raw.as_fd()
-    }
-}
-
 /// A connection that was accepted and is not associated yet. Dropping it closes it.
 pub struct Incoming<K: 'static, M: 'static = ()> {
-    fd: OwnedDescriptor,
+    pub(crate) fd: OwnedSocket,
     port: Arc<PortShared<K, M>>,
 }
 
@@ -505,7 +488,7 @@ impl<K, M> fmt::Debug for Incoming<K, M> {
 }
 
 impl<K, M> Incoming<K, M> {
-    pub(crate) fn new(fd: OwnedDescriptor, port: Arc<PortShared<K, M>>) -> Self {
+    pub(crate) fn new(fd: OwnedSocket, port: Arc<PortShared<K, M>>) -> Self {
         Self { fd, port }
     }
 
@@ -529,14 +512,8 @@ impl<K, M> Incoming<K, M> {
 }
 
 /// To associate it with another port, or to use it without one.
-impl<K, M> From<Incoming<K, M>> for OwnedDescriptor {
+impl<K, M> From<Incoming<K, M>> for OwnedSocket {
     fn from(incoming: Incoming<K, M>) -> Self {
         incoming.fd
-    }
-}
-
-impl<K, M> AsFd for Incoming<K, M> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 }

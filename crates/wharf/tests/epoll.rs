@@ -1,5 +1,7 @@
 //! The conformance suite on epoll.
 
+#![cfg(target_os = "linux")]
+
 mod conformance;
 
 fn builder() -> wharf::Builder {

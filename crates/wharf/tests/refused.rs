@@ -3,6 +3,8 @@
 //!
 //! Each runs in a process of its own, which gives something up for good.
 
+#![cfg(target_os = "linux")]
+
 use std::{io::Write, time::Duration};
 
 use wharf::{Buf, Builder, Driver, ErrorKind, Port, Wait};

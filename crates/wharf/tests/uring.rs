@@ -1,5 +1,7 @@
 //! The conformance suite on io_uring, with all that this kernel's has.
 
+#![cfg(target_os = "linux")]
+
 mod conformance;
 
 fn builder() -> wharf::Builder {

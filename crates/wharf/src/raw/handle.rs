@@ -7,7 +7,6 @@
 //! in a file it works goes to the kernel at once.
 
 use std::{
-    net::Shutdown,
     ptr,
     sync::{Arc, Mutex},
 };
@@ -19,7 +18,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     sync::lock,
-    sys::{self, Identity, Kind, OwnedDescriptor, RawDescriptor, Registration},
+    sys::{self, Identity, Kind, NO_DESCRIPTOR, OwnedDescriptor, RawDescriptor, Registration},
 };
 
 /// Operations of one direction: one in the kernel, the others behind it. Where there is no order,
@@ -150,7 +149,7 @@ pub(crate) struct Queues {
 /// closes the descriptor.
 #[derive(Debug)]
 pub struct Handle {
-    fd: OwnedDescriptor,
+    pub(crate) fd: OwnedDescriptor,
     identity: Identity,
     registration: Registration,
     key: usize,
@@ -486,7 +485,7 @@ impl Handle {
             if self.kind() != Kind::Socket {
                 return;
             }
-            let _ = socket2::SockRef::from(&self.fd).shutdown(Shutdown::Both);
+            sys::end_connection(&self.fd);
         }
     }
 
@@ -540,7 +539,9 @@ impl Handle {
         if op.request.direction() == Direction::In {
             state.emptied = op.flags.emptied && op.bytes > 0;
         }
-        let again = op.request.repeats() && op.status == 0 && (op.bytes > 0 || op.accepted >= 0);
+        let again = op.request.repeats()
+            && op.status == 0
+            && (op.bytes > 0 || op.accepted != NO_DESCRIPTOR);
         if !again {
             self.leave_queues(state, operation);
         }
@@ -674,11 +675,5 @@ impl Queues {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.port.forget(self.identity, &self.registration);
-    }
-}
-
-impl std::os::fd::AsFd for Handle {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 }

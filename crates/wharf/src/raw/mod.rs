@@ -43,11 +43,20 @@
 //! ```
 
 pub(crate) mod handle;
-mod lanes;
 pub(crate) mod operation;
 pub(crate) mod port;
-pub(crate) mod schedule;
-mod watch;
+cfg_select! {
+    windows => {
+        mod kernel;
+        use self::kernel as dispatch;
+    }
+    _ => {
+        mod lanes;
+        pub(crate) mod schedule;
+        mod watch;
+        use self::lanes as dispatch;
+    }
+}
 
 use std::{sync::Arc, time::Duration};
 
@@ -56,13 +65,13 @@ pub use self::{
     handle::{Handle, Started},
     operation::{Gather, Operation, Request},
 };
-pub use crate::sys::{Message, Slice};
+pub use crate::sys::{Message, OwnedDescriptor, Slice};
 use crate::{
     buf::Pooled,
     driver::Driver,
     error::{Error, Refused},
     stats::Stats,
-    sys::{Kind, OwnedDescriptor},
+    sys::{Kind, OwnedSocket},
 };
 
 /// What a wait on a port gave. A failed operation's packet, a time-out, a closed port and a broken
@@ -109,7 +118,7 @@ pub struct Completion {
     /// More completions of this operation are to come: it is still in flight.
     pub more: bool,
     /// The connection an accept has produced.
-    pub accepted: Option<OwnedDescriptor>,
+    pub accepted: Option<OwnedSocket>,
     /// The pooled buffer that holds the data of a pooled receive.
     pub buffer: Option<Pooled>,
     pub(crate) silent: bool,

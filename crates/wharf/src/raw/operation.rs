@@ -179,6 +179,7 @@ pub struct Gather {
     slices: *mut Slice,
     count: usize,
     /// What the driver makes of them, where the system reads it.
+    #[cfg_attr(windows, expect(dead_code, reason = "there, the slices are enough"))]
     pub(crate) header: MessageHeader,
 }
 
@@ -351,6 +352,7 @@ pub(crate) struct Flags {
     /// Its request is in a submission queue or in the kernel.
     pub(crate) requested: bool,
     /// A cancellation of it is.
+    #[cfg_attr(windows, expect(dead_code, reason = "there, it is over when it is asked for"))]
     pub(crate) cancelling: bool,
     /// Its deferred packet is the next of its serial handle.
     pub(crate) promised: bool,

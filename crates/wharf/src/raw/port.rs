@@ -17,8 +17,8 @@ use std::{
 
 use super::{
     Completion, Wait,
+    dispatch::{Dispatch, Place},
     handle::{Handle, Outcome, Queues},
-    lanes::{Dispatch, Place},
     operation::{NO_BUFFER, Operation, Request, State},
 };
 use crate::{
@@ -448,8 +448,8 @@ impl Shared {
         if self.closed() {
             return Err(Error::of(ErrorKind::Closed, "associate"));
         }
-        let failed = |error| Error::from_io(&error, "associate");
-        let identity = Identity::of(descriptor).map_err(failed)?;
+        let identity = Identity::of(descriptor);
+        let identity = identity.map_err(|error| Error::from_io(&error, "associate"))?;
         will_do(identity.kind())?;
         if !sys::adopt(identity) {
             return Err(Error::of(ErrorKind::Associated, "associate"));
@@ -458,7 +458,7 @@ impl Shared {
             Ok(registration) => Ok((identity, registration)),
             Err(error) => {
                 sys::release(identity);
-                Err(failed(error))
+                Err(error)
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-pub(crate) use super::uring::{Provided, is_transient, refusal};
+pub(crate) use super::uring::{Provided, is_transient, probe::probe, refusal};
 use super::{Event, Kind, OwnedDescriptor, Popped, Step, epoll, pool::Pool, uring};
 use crate::{
     driver::{Choice, Driver},
@@ -89,6 +89,7 @@ impl Lane {
     pub(crate) fn make(count: usize, setup: &Setup) -> Result<(Vec<Self>, Choice), Error> {
         let refused = match setup.driver.wanted()? {
             Driver::Epoll => None,
+            Driver::Iocp => return Err(Driver::Iocp.elsewhere()),
             wanted => match uring::Lane::make(count, setup) {
                 Ok(lanes) => {
                     let lanes = lanes.into_iter().map(Self::Uring).collect();
@@ -191,14 +192,17 @@ impl Lane {
         &self,
         descriptor: &OwnedDescriptor,
         kind: Kind,
-    ) -> io::Result<Registration> {
+    ) -> Result<Registration, Error> {
         match self {
             Self::Uring(_) => {
                 // It would make the kernel fail operations that have to wait.
                 super::set_nonblocking(super::raw(descriptor), false);
                 Ok(Registration::Uring)
             }
-            Self::Epoll(lane) => lane.register(descriptor, kind).map(Registration::Epoll),
+            Self::Epoll(lane) => lane
+                .register(descriptor, kind)
+                .map(Registration::Epoll)
+                .map_err(|error| Error::from_io(&error, "associate")),
         }
     }
 

@@ -17,11 +17,13 @@
 //! | `Message` | bytes, an address, and what travels along |
 //! | `Registration` | what it knows of a handle's descriptor |
 //! | `MessageHeader` | what it keeps with the slices of a vectored send |
-//! | `OwnedDescriptor`, `RawDescriptor`, … | a socket or a file |
+//! | `OwnedDescriptor`, `RawDescriptor` | a socket or a file |
+//! | `OwnedSocket`, `OwnedFile` | one of them, as the standard library has it |
 //! | `Mapping` | memory for the buffers of a pool |
 //! | `ForkGuard`, `thread_id` | which process this is, and which thread |
 //! | `Identity` | what kind of thing a descriptor leads to, and which |
 //! | `adopt`, `release` | a descriptor belongs to one port |
+//! | `claim_address` | a listener has its address for itself |
 //! | `file` | what files need beside their operations |
 //! | `own`, `attempt` | a descriptor that the system has given; an operation without waiting |
 //! | `kind_of`, `CANCELLED`, `FAILED` | the system's error codes |
@@ -35,14 +37,17 @@ cfg_select! {
         mod unix;
         pub(crate) mod uring;
         pub(crate) use self::{linux::*, unix::*};
-        pub use self::unix::{Message, Slice};
+        pub use self::unix::{Message, OwnedDescriptor, Slice};
+    }
+    windows => {
+        mod windows;
+        pub(crate) use self::windows::*;
+        pub use self::windows::{Message, OwnedDescriptor, Slice};
     }
     _ => {
         compile_error!("wharf has no driver for this system");
     }
 }
-
-use crate::raw::Operation;
 
 /// What a descriptor leads to, as far as it matters for how operations are done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,33 +60,10 @@ pub(crate) enum Kind {
     Directory,
 }
 
-/// What a worker takes from a lane about an operation.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Event {
-    pub(crate) operation: *mut Operation,
-    pub(crate) of: Source,
-    /// What the system said, in its own terms.
-    pub(crate) result: i32,
-    pub(crate) flags: u32,
-}
-
-/// What of an operation an event is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
-    Request,
-    Deadline,
-    Cancel,
-}
-
-/// What a worker takes from a lane.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Popped {
-    /// Something of an operation's.
-    Event(Event),
-    /// Nothing but a wake-up of whoever sleeps in the lane.
-    Wake,
-    /// The lane of this number, which nobody waits in, has something to take.
-    Attend(u16),
+/// A descriptor of one kind: a socket or a file. Where the system has one type for all, that.
+pub(crate) trait Descriptor: Into<OwnedDescriptor> {
+    /// Takes back what was made from one of this kind.
+    fn back(descriptor: OwnedDescriptor) -> Self;
 }
 
 /// What has to be done with an operation after one of its events.
@@ -95,6 +77,7 @@ pub(crate) enum Step {
     Again,
     /// Submit it again once a pooled buffer is free.
     Starve,
+    #[cfg_attr(windows, expect(dead_code, reason = "a cancellation is never too early there"))]
     /// Ask for the submission to be cancelled, again or for the first time: the system did not
     /// find it, or its deadline came loose from it.
     Cancel,

@@ -7,9 +7,12 @@
 //! exceeds, for what must happen, and asserts orders, counts and values.
 
 mod datagrams;
+#[cfg(unix)]
+mod descriptors;
 mod files;
 mod lifecycle;
 mod operations;
+#[cfg(unix)]
 mod pipes;
 mod port;
 mod scheduling;

@@ -841,8 +841,5 @@ fn what_can_be_done_at_once_has_no_packet() {
 fn stream_readable(stream: &Stream) -> bool {
     let mut byte = [std::mem::MaybeUninit::new(0)];
     let socket = SockRef::from(stream);
-    socket.set_nonblocking(true).unwrap();
-    let readable = socket.peek(&mut byte).is_ok();
-    socket.set_nonblocking(false).unwrap();
-    readable
+    socket.recv_with_flags(&mut byte, codes::PEEK).is_ok()
 }

@@ -90,6 +90,12 @@ fn lifo_of_leaving(concurrency: usize) {
 /// Would catch: waiters released oldest first, as a condition variable does, or all at once.
 #[test]
 fn the_newest_waiter_is_released_first() {
+    if not_shown_by_wine(
+        "the_newest_waiter_is_released_first",
+        "Wine releases waiters oldest first",
+    ) {
+        return;
+    }
     run(|| lifo_of_leaving(1));
 }
 
@@ -97,6 +103,12 @@ fn the_newest_waiter_is_released_first() {
 /// as the newest for it.
 #[test]
 fn the_newest_waiter_is_released_first_of_several() {
+    if not_shown_by_wine(
+        "the_newest_waiter_is_released_first_of_several",
+        "Wine releases waiters oldest first",
+    ) {
+        return;
+    }
     run(|| lifo_of_leaving(2));
     run(|| lifo_of_leaving(3));
 }
@@ -105,6 +117,12 @@ fn the_newest_waiter_is_released_first_of_several() {
 /// staying with the newest.
 #[test]
 fn one_after_the_other_all_posts_go_to_the_same_worker() {
+    if not_shown_by_wine(
+        "one_after_the_other_all_posts_go_to_the_same_worker",
+        "Wine releases waiters oldest first",
+    ) {
+        return;
+    }
     run(|| {
         for concurrency in [1, 2] {
             let port = unwatched(concurrency);
@@ -160,6 +178,12 @@ fn most_at_once(port: &Port, workers: usize, packets: usize) -> usize {
 /// taken a worker for blocked (it may wait for a lock for a moment), one more is right.
 #[test]
 fn no_more_workers_run_than_the_limit() {
+    if not_shown_by_wine(
+        "no_more_workers_run_than_the_limit",
+        "Wine does not keep the concurrency value",
+    ) {
+        return;
+    }
     run(|| {
         for (limit, watch) in [(1, false), (2, false), (3, false), (1, true), (2, true)] {
             let port = build(crate::builder().concurrency(limit).watch(watch));
@@ -175,6 +199,12 @@ fn no_more_workers_run_than_the_limit() {
 /// watch: it is the declaration that does it.
 #[test]
 fn a_declared_block_releases_another_worker() {
+    if not_shown_by_wine(
+        "a_declared_block_releases_another_worker",
+        "Wine does not keep the concurrency value",
+    ) {
+        return;
+    }
     run(|| {
         let port = unwatched(1);
         let (free, freed) = mpsc::channel::<()>();
@@ -270,7 +300,8 @@ fn an_undeclared_block(block: impl Fn(&AtomicBool) + Send + Sync + 'static, end:
     port.post(Token::from(1)).unwrap();
     port.post(Token::from(2)).unwrap();
     assert_eq!(receive(&order), 2, "another worker takes what waits");
-    assert!(port.stats().blocks_noticed >= 1);
+    // Where the kernel notices, it does not say so.
+    assert!(cfg!(windows) || port.stats().blocks_noticed >= 1);
     over.store(true, Ordering::SeqCst);
     end();
     assert_eq!(receive(&order), 1);
@@ -281,6 +312,12 @@ fn an_undeclared_block(block: impl Fn(&AtomicBool) + Send + Sync + 'static, end:
 /// Would catch: packets that wait for a worker that sleeps.
 #[test]
 fn a_sleep_releases_another_worker() {
+    if not_shown_by_wine(
+        "a_sleep_releases_another_worker",
+        "Wine does not keep the concurrency value",
+    ) {
+        return;
+    }
     run(|| {
         an_undeclared_block(
             |over| {
@@ -296,6 +333,12 @@ fn a_sleep_releases_another_worker() {
 /// Would catch: packets that wait for a worker that waits for a lock.
 #[test]
 fn a_lock_releases_another_worker() {
+    if not_shown_by_wine(
+        "a_lock_releases_another_worker",
+        "Wine does not keep the concurrency value",
+    ) {
+        return;
+    }
     run(|| {
         let mutex = Arc::new(Mutex::new(()));
         let held = mutex.clone();
@@ -307,6 +350,12 @@ fn a_lock_releases_another_worker() {
 /// Would catch: packets that wait for a worker that reads from a pipe.
 #[test]
 fn a_pipe_releases_another_worker() {
+    if not_shown_by_wine(
+        "a_pipe_releases_another_worker",
+        "Wine does not keep the concurrency value",
+    ) {
+        return;
+    }
     run(|| {
         let (reader, writer) = std::io::pipe().unwrap();
         an_undeclared_block(
@@ -321,6 +370,12 @@ fn a_pipe_releases_another_worker() {
 /// Would catch: completions, other than posts, that wait for a worker that sleeps.
 #[test]
 fn completions_too_release_another_worker() {
+    if not_shown_by_wine(
+        "completions_too_release_another_worker",
+        "Wine does not keep the concurrency value",
+    ) {
+        return;
+    }
     run(|| {
         let port = port(1);
         let (stream, mut peer) = pair(&port);
@@ -504,6 +559,12 @@ fn a_cancellation_does_not_wait_for_a_blocked_worker() {
 /// the limit), and a limit that stays exceeded afterwards.
 #[test]
 fn a_worker_that_is_back_runs_beyond_the_limit_until_it_waits() {
+    if not_shown_by_wine(
+        "a_worker_that_is_back_runs_beyond_the_limit_until_it_waits",
+        "Wine does not keep the concurrency value",
+    ) {
+        return;
+    }
     run(|| {
         let port = unwatched(1);
         let (go, gone) = mpsc::channel::<()>();
@@ -564,6 +625,12 @@ fn compute_until(channel: &Receiver<()>) {
 /// as may. Where the watch has taken that one for blocked, releasing another is right.
 #[test]
 fn nobody_is_released_while_one_is_back_from_a_block() {
+    if not_shown_by_wine(
+        "nobody_is_released_while_one_is_back_from_a_block",
+        "Wine does not keep the concurrency value",
+    ) {
+        return;
+    }
     for watch in [false, true] {
         run(move || {
             let port = build(crate::builder().concurrency(1).watch(watch));
@@ -610,6 +677,12 @@ fn nobody_is_released_while_one_is_back_from_a_block() {
 /// exit that gives it back.
 #[test]
 fn a_worker_that_exits_gives_its_place_back() {
+    if not_shown_by_wine(
+        "a_worker_that_exits_gives_its_place_back",
+        "Wine does not keep the concurrency value",
+    ) {
+        return;
+    }
     run(|| {
         for panics in [false, true] {
             let port = unwatched(1);
@@ -816,6 +889,10 @@ fn a_thread_that_waits_on_another_port_leaves_the_first() {
 /// Would catch: a batch that counts as several running workers, or as none.
 #[test]
 fn a_batch_counts_as_one_worker() {
+    if not_shown_by_wine("a_batch_counts_as_one_worker", "Wine does not keep the concurrency value")
+    {
+        return;
+    }
     run(|| {
         let port = unwatched(2);
         for id in 0..6 {

@@ -69,6 +69,61 @@ pub(crate) fn skip(name: &str, reason: &str) {
     let _ = writeln!(std::io::stderr(), "SKIP {name}: {reason}");
 }
 
+/// Whether this is Wine, and not a Windows.
+pub(crate) fn is_wine() -> bool {
+    let features = wharf::probe().unwrap_or_default();
+    features.iter().any(|feature| feature.name.contains("Wine") && !feature.present)
+}
+
+/// Whether Wine runs this test, which cannot show what it is about: then the test is skipped.
+pub(crate) fn not_shown_by_wine(name: &str, reason: &str) -> bool {
+    let wine = is_wine();
+    if wine {
+        skip(name, reason);
+    }
+    wine
+}
+
+// ---- The system -----------------------------------------------------------------------------
+
+cfg_select! {
+    windows => {
+        /// The system's own codes.
+        pub(crate) mod codes {
+            pub(crate) const ADDRESS_NOT_AVAILABLE: i32 = 10049;
+            pub(crate) const CONNECTION_REFUSED: i32 = 10061;
+            pub(crate) const NOT_CONNECTED: i32 = 10057;
+            /// To look what is there: the port's sockets are nonblocking here.
+            pub(crate) const PEEK: i32 = 2;
+        }
+
+        /// How many descriptors are open.
+        pub(crate) fn open_descriptors() -> usize {
+            use windows_sys::Win32::System::Threading::{GetCurrentProcess, GetProcessHandleCount};
+            let mut count = 0;
+            // SAFETY: the number lives across the call.
+            let found = unsafe { GetProcessHandleCount(GetCurrentProcess(), &raw mut count) };
+            assert_ne!(found, 0, "no count of handles");
+            usize::try_from(count).unwrap_or(0)
+        }
+    }
+    _ => {
+        /// The system's own codes.
+        pub(crate) mod codes {
+            pub(crate) const ADDRESS_NOT_AVAILABLE: i32 = libc::EADDRNOTAVAIL;
+            pub(crate) const CONNECTION_REFUSED: i32 = libc::ECONNREFUSED;
+            pub(crate) const NOT_CONNECTED: i32 = libc::ENOTCONN;
+            /// To look what is there.
+            pub(crate) const PEEK: i32 = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        }
+
+        /// How many descriptors are open.
+        pub(crate) fn open_descriptors() -> usize {
+            std::fs::read_dir("/proc/self/fd").expect("a list").count()
+        }
+    }
+}
+
 // ---- Ports ------------------------------------------------------------------------------------
 
 pub(crate) fn port(concurrency: usize) -> Port {

@@ -30,9 +30,11 @@ pub(crate) fn truncate(file: RawDescriptor, length: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Asks for direct I/O.
-pub(crate) fn set_direct(options: &mut fs::OpenOptions) {
-    options.custom_flags(libc::O_DIRECT);
+/// Adds what a port needs, and direct I/O if it is asked for.
+pub(crate) fn prepare(options: &mut fs::OpenOptions, direct: bool) {
+    if direct {
+        options.custom_flags(libc::O_DIRECT);
+    }
 }
 
 /// Whether a file was opened for direct I/O.

@@ -2,6 +2,7 @@
 
 mod call;
 mod datagram;
+mod event;
 pub(crate) mod file;
 mod fork;
 mod mapping;
@@ -10,23 +11,40 @@ pub(crate) mod progress;
 use std::{
     collections::HashSet,
     io,
+    net::Shutdown,
     os::fd::{AsRawFd, FromRawFd},
     sync::Mutex,
 };
 
-pub(crate) use std::os::fd::{OwnedFd as OwnedDescriptor, RawFd as RawDescriptor};
+pub use std::os::fd::OwnedFd as OwnedDescriptor;
+pub(crate) use std::os::fd::{
+    OwnedFd as OwnedFile, OwnedFd as OwnedSocket, RawFd as RawDescriptor,
+};
+
+use socket2::{SockRef, Socket};
 
 pub use self::datagram::Message;
 pub(crate) use self::{
     call::{Call, Called},
+    event::{Event, Popped, Source},
     fork::ForkGuard,
     mapping::Mapping,
     progress::attempt,
 };
-use crate::{error::ErrorKind, sync::lock, sys::Kind};
+use crate::{
+    error::ErrorKind,
+    sync::lock,
+    sys::{Descriptor, Kind},
+};
 
 /// No descriptor.
 pub(crate) const NO_DESCRIPTOR: RawDescriptor = -1;
+
+impl Descriptor for OwnedDescriptor {
+    fn back(descriptor: OwnedDescriptor) -> Self {
+        descriptor
+    }
+}
 
 /// What a cancelled operation fails with.
 pub(crate) const CANCELLED: i32 = libc::ECANCELED;
@@ -49,6 +67,11 @@ impl Slice {
     #[must_use]
     pub const fn new(address: *mut u8, length: usize) -> Self {
         Self(libc::iovec { iov_base: address.cast(), iov_len: length })
+    }
+
+    /// Whether one can hold so many bytes.
+    pub(crate) const fn holds(_length: usize) -> bool {
+        true
     }
 
     pub(crate) fn length(&self) -> usize {
@@ -74,14 +97,14 @@ pub(crate) fn raw(descriptor: &OwnedDescriptor) -> RawDescriptor {
     descriptor.as_raw_fd()
 }
 
-/// Takes a descriptor that the system has given.
+/// Takes a socket that the system has given.
 ///
 /// # Safety
 ///
 /// It is open, and nobody else owns it.
-pub(crate) unsafe fn own(descriptor: RawDescriptor) -> OwnedDescriptor {
+pub(crate) unsafe fn own(descriptor: RawDescriptor) -> OwnedSocket {
     // SAFETY: the caller's promise.
-    unsafe { OwnedDescriptor::from_raw_fd(descriptor) }
+    unsafe { OwnedSocket::from_raw_fd(descriptor) }
 }
 
 /// What a descriptor leads to.
@@ -132,8 +155,18 @@ pub(crate) fn release(identity: Identity) {
 
 /// Whether it is a TCP socket: one on which a receive that does not fill its buffer has emptied it.
 pub(crate) fn is_tcp(descriptor: &OwnedDescriptor) -> bool {
-    let protocol = socket2::SockRef::from(descriptor).protocol();
+    let protocol = SockRef::from(descriptor).protocol();
     matches!(protocol, Ok(Some(socket2::Protocol::TCP)))
+}
+
+/// Lets a listener have its address as soon as the last one that had it is gone.
+pub(crate) fn claim_address(socket: &Socket) -> io::Result<()> {
+    socket.set_reuse_address(true)
+}
+
+/// Ends both directions of a connection.
+pub(crate) fn end_connection(socket: &OwnedDescriptor) {
+    let _ = SockRef::from(socket).shutdown(Shutdown::Both);
 }
 
 /// Sets or clears a descriptor's O_NONBLOCK. Returns whether that changed anything.

@@ -4,6 +4,7 @@
 //! and accepts are not used: several completions of one operation could then be taken by several
 //! threads at once, in any order, its last one included.
 
+pub(crate) mod probe;
 mod provided;
 mod ring;
 
