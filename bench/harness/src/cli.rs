@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use crate::candidate::{Places, Program, WHARF};
 use crate::child::Stop;
 use crate::lock::Lock;
-use crate::report::Method;
+use crate::report::compare::Comparison;
+use crate::report::{Method, Report, check_writable, text};
 use crate::run::{Bench, Work};
 use crate::scenario::{Parameter, Scenario};
 use crate::{Failure, helper, scenario};
@@ -19,8 +19,12 @@ use crate::{Failure, helper, scenario};
 /// Puts wharf and its rivals to the same work, side by side, and says what each of them costs.
 #[derive(Debug, Parser)]
 #[command(name = "wharf bench", bin_name = "wharf bench", disable_version_flag = true)]
+#[command(args_conflicts_with_subcommands = true, args_override_self = true)]
 #[command(after_help = "Exit codes: 0 done, 1 something failed, 2 wrong usage, 130 interrupted.")]
 struct Options {
+    #[command(subcommand)]
+    other: Option<Other>,
+
     /// What to measure [default: everything; --list tells]
     #[arg(value_name = "SCENARIO")]
     scenarios: Vec<String>,
@@ -29,9 +33,13 @@ struct Options {
     #[arg(long)]
     quick: bool,
 
-    /// Write everything that was counted
+    /// Write everything that was counted; after every table, so that little is lost
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+
+    /// Write a page with plots, which needs no other file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 
     /// Other values for a parameter, in all scenarios that have it or in one; the first one is the
     /// base, and each other one is measured with the base of the other parameters
@@ -92,6 +100,43 @@ struct Options {
     explain: Option<String>,
 }
 
+/// What can be done besides measuring.
+#[derive(Debug, Subcommand)]
+enum Other {
+    /// Say what has changed from one report to another, and what is inside the noise
+    Compare {
+        /// The JSON file of a run
+        #[arg(value_name = "A.json")]
+        before: PathBuf,
+
+        /// And of a later one
+        #[arg(value_name = "B.json")]
+        after: PathBuf,
+
+        /// All that was counted, not only what candidates are compared by
+        #[arg(long)]
+        all: bool,
+
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a report again, or make a page or plots of it
+    Report {
+        /// The JSON file of a run
+        #[arg(value_name = "FILE.json")]
+        file: PathBuf,
+
+        /// Write a page with plots
+        #[arg(long, value_name = "FILE")]
+        html: Option<PathBuf>,
+
+        /// Write each plot as a file of this folder
+        #[arg(long, value_name = "FOLDER")]
+        plots: Option<PathBuf>,
+    },
+}
+
 /// Values for a parameter.
 #[derive(Clone, Debug)]
 struct Choice {
@@ -125,16 +170,50 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         return code;
     }
     let options = Options::parse_from(args);
-    let outcome = options
-        .check()
-        .map_err(|reason| (2, reason))
-        .and_then(|scenarios| options.run(&scenarios).map_err(|reason| (1, reason)));
+    let outcome = match &options.other {
+        Some(other) => other.run().map_err(|reason| (1, reason)),
+        None => match options.check() {
+            Ok(scenarios) => options.run(&scenarios).map_err(|reason| (1, reason)),
+            Err(reason) => Err((2, reason)),
+        },
+    };
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err((code, reason)) => {
             eprintln!("wharf bench: {reason}");
             ExitCode::from(code)
         }
+    }
+}
+
+impl Other {
+    fn run(&self) -> Result<u8, Failure> {
+        match self {
+            Self::Compare { before, after, all, json } => {
+                let (before, after) = (Report::read(before)?, Report::read(after)?);
+                let comparison = Comparison::of(&before, &after, *all)?;
+                if *json {
+                    println!("{}", serde_json::to_string_pretty(&comparison)?);
+                } else {
+                    print!("{}", comparison.text());
+                }
+            }
+            Self::Report { file, html, plots } => {
+                let report = Report::read(file)?;
+                if let Some(html) = html {
+                    report.write_page(html)?;
+                }
+                if let Some(plots) = plots {
+                    report.write_plots(plots)?;
+                }
+                if html.is_none() && plots.is_none() {
+                    for outcome in &report.outcomes {
+                        println!("{}", text::table(outcome, &report.method.baseline));
+                    }
+                }
+            }
+        }
+        Ok(0)
     }
 }
 
@@ -182,6 +261,9 @@ impl Options {
             return Ok(0);
         }
 
+        for path in self.json.iter().chain(&self.html) {
+            check_writable(path)?;
+        }
         let path = self.lock.clone().unwrap_or_else(Lock::path);
         let _lock = Lock::take(&path, self.wait, &stop)?;
         let mut bench = Bench::new(self.method(), places, stop)?;
@@ -189,10 +271,23 @@ impl Options {
             .iter()
             .map(|scenario| Work::new(*scenario, |it| self.values(*scenario, it), &programs))
             .collect();
-        let report = bench.run(&work, |table| println!("{table}"))?;
+        let mut unwritten = None;
+        let report = bench.run(&work, |report| {
+            if let Some(outcome) = report.outcomes.last() {
+                println!("{}", text::table(outcome, &report.method.baseline));
+            }
+            if let Some(path) = &self.json {
+                // Perhaps it works the next time. The last one is the one that counts.
+                unwritten = report.write(path).err();
+            }
+        })?;
         if let Some(path) = &self.json {
-            fs::write(path, serde_json::to_string_pretty(&report)?)
-                .map_err(|error| Failure(format!("{}: {error}", path.display())))?;
+            unwritten = report.write(path).err();
+        }
+        let unwritten =
+            self.html.as_ref().and_then(|path| report.write_page(path).err()).or(unwritten);
+        if let Some(failure) = unwritten {
+            return Err(failure);
         }
         Ok(match (report.interrupted, report.complete()) {
             (true, _) => 130,

@@ -12,7 +12,7 @@ use crate::child::{Running, Stop};
 use crate::launch;
 use crate::load::LATENCY_MAX;
 use crate::measure::calibrate;
-use crate::report::{Method, Outcome, Report, Row, text};
+use crate::report::{Definition, Method, Outcome, Report, Row};
 use crate::scenario::{Needs, Parameter, Point, Sample, Scenario};
 use crate::stats::{Spread, grouped};
 
@@ -88,14 +88,19 @@ impl Bench {
         })
     }
 
-    /// Does the work, tells of each table when it is done, and returns all there is, also when it
-    /// was told to stop.
-    pub fn run(&mut self, work: &[Work], mut tell: impl FnMut(String)) -> Result<Report, Failure> {
+    /// Does the work, tells after each table what there is so far, and returns all there is, also
+    /// when it was told to stop.
+    pub fn run(&mut self, work: &[Work], mut tell: impl FnMut(&Report)) -> Result<Report, Failure> {
         let mut report = Report::new(self.method.clone());
         for candidate in work.iter().flat_map(|it| &it.candidates) {
             if let Some(version) = &candidate.version {
                 report.versions.insert(candidate.name.clone(), version.clone());
             }
+        }
+        for scenario in work.iter().map(|it| it.scenario) {
+            let about = scenario.about().to_owned();
+            let definition = scenario.definition().trim().to_owned();
+            report.scenarios.insert(scenario.name().to_owned(), Definition { about, definition });
         }
         let steps: Vec<_> = work
             .iter()
@@ -110,14 +115,15 @@ impl Bench {
             .collect();
         let windows: usize = steps.iter().map(|it| it.rounds * it.candidates.len()).sum();
         let progress = progress(windows);
+        // Until everything is done.
+        report.interrupted = true;
         for step in &steps {
             if self.stop.asked() {
                 break;
             }
             let outcome = self.step(step, &progress)?;
-            let table = text::table(&outcome, &self.method.baseline);
-            progress.suspend(|| tell(table));
             report.outcomes.push(outcome);
+            progress.suspend(|| tell(&report));
         }
         progress.finish_and_clear();
         report.interrupted = self.stop.asked();

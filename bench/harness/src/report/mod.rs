@@ -1,6 +1,9 @@
 //! What comes of a run. A report knows everything that is needed to show it: the same tables can be
 //! made of its JSON file, by other versions and on other machines.
 
+pub mod compare;
+pub mod html;
+pub mod plot;
 pub mod text;
 
 use std::collections::BTreeMap;
@@ -41,8 +44,19 @@ pub struct Report {
     pub versions: BTreeMap<String, String>,
     /// Whether it was ended before everything was measured.
     pub interrupted: bool,
+    /// What the scenarios are, by their names.
+    pub scenarios: BTreeMap<String, Definition>,
     /// The tables.
     pub outcomes: Vec<Outcome>,
+}
+
+/// What a scenario is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Definition {
+    /// In one line.
+    pub about: String,
+    /// In full, in paragraphs.
+    pub definition: String,
 }
 
 /// Where a run took place.
@@ -127,6 +141,7 @@ impl Report {
             method,
             versions: BTreeMap::new(),
             interrupted: false,
+            scenarios: BTreeMap::new(),
             outcomes: Vec::new(),
         }
     }
@@ -144,12 +159,59 @@ impl Report {
         Ok(report)
     }
 
+    /// Writes it to a file, all at once: whoever reads it sees an older one or all of this.
+    pub fn write(&self, path: &Path) -> Result<(), Failure> {
+        replace(path, &serde_json::to_string_pretty(self)?)
+    }
+
+    /// Writes it as a page.
+    pub fn write_page(&self, path: &Path) -> Result<(), Failure> {
+        replace(path, &html::page(self))
+    }
+
+    /// Writes its plots, each as a file of a folder.
+    pub fn write_plots(&self, folder: &Path) -> Result<(), Failure> {
+        let named = |error| Failure(format!("{}: {error}", folder.display()));
+        fs::create_dir_all(folder).map_err(named)?;
+        for (name, svg) in html::plots(self) {
+            replace(&folder.join(format!("{name}.svg")), &svg)?;
+        }
+        Ok(())
+    }
+
     /// Whether everything that was asked for was measured.
     #[must_use]
     pub fn complete(&self) -> bool {
         let failed = self.outcomes.iter().flat_map(|it| &it.rows).any(|it| it.failure.is_some());
         !self.interrupted && !failed
     }
+}
+
+/// Writes a file, or what it points to, in place of an older one.
+fn replace(path: &Path, text: &str) -> Result<(), Failure> {
+    let named = |error| Failure(format!("{}: {error}", path.display()));
+    // A pipe or a terminal cannot be replaced, only written to.
+    if path.exists() && !path.is_file() {
+        return fs::write(path, text).map_err(named);
+    }
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    fs::write(&new, text).and_then(|()| fs::rename(&new, path)).map_err(|error| {
+        // Half a file is of no use; if it cannot be removed either, there is nothing more to do.
+        fs::remove_file(&new).ok();
+        named(error)
+    })
+}
+
+/// Fails when a file cannot be written to that will be, later. Leaves it as it is.
+pub fn check_writable(path: &Path) -> Result<(), Failure> {
+    let existed = path.exists();
+    let opened = fs::OpenOptions::new().append(true).create(true).open(path);
+    opened.map_err(|error| Failure(format!("{}: {error}", path.display())))?;
+    if !existed {
+        fs::remove_file(path)?;
+    }
+    Ok(())
 }
 
 impl Outcome {

@@ -32,7 +32,7 @@ pub fn table(outcome: &Outcome, baseline: &str) -> String {
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(&head);
     let mut notes = Vec::new();
-    for row in sorted(outcome) {
+    for row in sorted(outcome, headline) {
         if let Some(reason) = &row.failure {
             notes.push(format!("   {}: failed: {reason}", row.name));
         }
@@ -64,31 +64,39 @@ pub fn table(outcome: &Outcome, baseline: &str) -> String {
         text += &note;
         text.push('\n');
     }
-    text + &noise(outcome)
+    for line in noise(outcome).lines() {
+        text += &format!("   {line}\n");
+    }
+    if let Some(reason) = &outcome.unranked {
+        text += &format!("   too noisy to rank: {reason}\n");
+    }
+    text
 }
 
-/// By place, and best first; those without a figure, in the order in which they took part, last.
-fn sorted(outcome: &Outcome) -> Vec<&Row> {
-    let headline = outcome.headline();
-    let worth = |row: &&Row| match (row.figures.get(&*headline.key), headline.better) {
+/// Best first by a metric, and by place if it is the one that places are given by. Those without a
+/// figure are last, in the order in which they took part.
+pub(super) fn sorted<'a>(outcome: &'a Outcome, metric: &Metric) -> Vec<&'a Row> {
+    let placed = metric.key == outcome.headline().key;
+    let worth = |row: &Row| match (row.figures.get(&*metric.key), metric.better) {
         (None, _) => f64::INFINITY,
         (Some(it), Better::Less) => it.median,
         (Some(it), Better::More) => -it.median,
     };
+    let place = |row: &Row| row.rank.filter(|_| placed);
     let mut rows: Vec<_> = outcome.rows.iter().collect();
     rows.sort_by(|one, other| {
-        one.rank.cmp(&other.rank).then_with(|| worth(one).total_cmp(&worth(other)))
+        place(one).cmp(&place(other)).then_with(|| worth(one).total_cmp(&worth(other)))
     });
-    rows.sort_by_key(|it| !it.figures.contains_key(&*headline.key));
+    rows.sort_by_key(|it| !it.figures.contains_key(&*metric.key));
     rows
 }
 
 /// Whether anybody has a figure of it.
-fn counted(outcome: &Outcome, metric: &Metric) -> bool {
+pub(super) fn counted(outcome: &Outcome, metric: &Metric) -> bool {
     outcome.rows.iter().any(|it| it.figures.contains_key(&*metric.key))
 }
 
-fn bar_title(metric: &Metric) -> String {
+pub(super) fn bar_title(metric: &Metric) -> String {
     let better = match metric.better {
         Better::Less => "shorter",
         Better::More => "longer",
@@ -106,7 +114,7 @@ fn bar(part: f64) -> String {
     bar
 }
 
-fn place(outcome: &Outcome, row: &Row) -> String {
+pub(super) fn place(outcome: &Outcome, row: &Row) -> String {
     let Some(rank) = row.rank else { return "?".to_owned() };
     let shared = outcome.rows.iter().filter(|it| it.rank == Some(rank)).count() > 1;
     format!("{}{rank}.", if shared { "=" } else { "" })
@@ -120,8 +128,8 @@ fn compared(row: &Row, figure: &Spread, name: &String, base: &Spread) -> String 
     format!("{ratio:.2}")
 }
 
-/// How quiet the machine was, and what that means for the places.
-fn noise(outcome: &Outcome) -> String {
+/// How quiet the machine was.
+pub(super) fn noise(outcome: &Outcome) -> String {
     let work = outcome.calibration.iter().map(|it| it.cpu_ns as f64 / 1e6);
     let stretch = outcome.calibration.iter().map(|it| it.wall_ns as f64 / it.cpu_ns as f64);
     let (Some(work), Some(stretch)) = (Spread::of(work.collect()), Spread::of(stretch.collect()))
@@ -129,8 +137,8 @@ fn noise(outcome: &Outcome) -> String {
         return String::new();
     };
     let mut text = format!(
-        "   machine: the same work took {:.1} to {:.1} ms of CPU, and up to {:.2} times that on \
-         the clock",
+        "machine: the same work took {:.1} to {:.1} ms of CPU, and up to {:.2} times that on the \
+         clock",
         work.min, work.max, stretch.max
     );
     let kernel = outcome.calibration.iter().map(|it| it.kernel_ns as f64);
@@ -139,10 +147,6 @@ fn noise(outcome: &Outcome) -> String {
     }
     if let Some(others) = &outcome.others {
         text += &format!("; others used {:.0} % of the CPUs", others.median * 100.0);
-    }
-    text.push('\n');
-    if let Some(reason) = &outcome.unranked {
-        text += &format!("   too noisy to rank: {reason}\n");
     }
     text
 }
