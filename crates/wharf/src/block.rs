@@ -26,6 +26,7 @@ use crate::{
     raw::{self, Gather, Operation, Request, Slice, Started},
     sync::lock,
     sys::{self, Descriptor, Kind},
+    transmit::Transmit,
 };
 
 /// What an operation works with, by kind.
@@ -46,6 +47,7 @@ pub(crate) enum Payload {
     AcceptFirst(Buf),
     Connect(Box<SockAddr>),
     Shutdown(Shutdown),
+    Transmit(Transmit),
     RecvMessage(Buf, Parcel),
     SendMessage(Buf, Parcel),
     /// A read at a position.
@@ -337,6 +339,7 @@ impl Payload {
             Self::Accept { .. } | Self::AcceptFirst(_) => "accept",
             Self::Connect(_) => "connect",
             Self::Shutdown(_) => "shutdown",
+            Self::Transmit(_) => "transmit",
             Self::Read(..) | Self::ReadVectored(..) => "read",
             Self::Write(..) | Self::WriteVectored(..) => "write",
             Self::Sync { .. } => "sync",
@@ -348,11 +351,24 @@ impl Payload {
     /// What a completion's status means for it.
     pub(crate) fn error(&self, status: i32, handle: &raw::Handle) -> Error {
         let error = Error::from_status(status, self.name());
+        let file = match self {
+            Self::Transmit(transmit) => Some(sys::file::raw(transmit.file())),
+            _ => (handle.kind() == Kind::File).then(|| handle.fd()),
+        };
+        // The system says of a file that was not opened for it what it says of a closed one.
+        if error.kind() == ErrorKind::Closed && file.is_some_and(sys::file::is_open) {
+            return error
+                .as_kind(ErrorKind::PermissionDenied)
+                .with_remedy("the file was not opened for this: open it to be read, or written");
+        }
         if error.kind() == ErrorKind::InvalidInput && self.may_be_misaligned(handle) {
             return error.with_remedy(
                 "direct I/O asks for positions, lengths and buffers that are multiples of what \
                  File::alignment says: take them from Buf::aligned",
             );
+        }
+        if matches!(self, Self::Transmit(_)) && handle.kind() != Kind::Socket {
+            return error.with_remedy("only to sockets is a file transmitted");
         }
         if matches!(self, Self::Shutdown(_)) && handle.kind() != Kind::Socket {
             return error.with_remedy("a pipe ends when the last clone of its Stream is dropped");
@@ -428,6 +444,7 @@ impl Payload {
                 Request::Connect { address: address.as_ptr().cast(), length: address.len() as _ }
             }
             Self::Shutdown(how) => Request::Shutdown { how: *how },
+            Self::Transmit(transmit) => Request::Transmit { transmission: transmit.prepare()? },
             Self::RecvMessage(buf, parcel) if buf.wants_pool() => {
                 let message = parcel.message(ptr::null_mut(), 0);
                 Request::ReceiveMessage { message, pooled: true }
@@ -485,7 +502,7 @@ fn writable(action: &'static str, buf: &mut Buf) -> Result<(*mut u8, usize), Err
 }
 
 /// A position from which so many bytes can be counted.
-fn range(action: &'static str, offset: u64, length: u64) -> Result<u64, Error> {
+pub(crate) fn range(action: &'static str, offset: u64, length: u64) -> Result<u64, Error> {
     match offset.checked_add(length) {
         Some(end) if i64::try_from(end).is_ok() => Ok(offset),
         _ => Err(Error::of(ErrorKind::InvalidInput, action)

@@ -47,6 +47,9 @@ pub enum ErrorKind {
     AlreadyExists,
     /// It is a directory.
     IsADirectory,
+    /// A file ended before it should have.
+    #[doc(alias = "ERROR_HANDLE_EOF")]
+    UnexpectedEnd,
     /// The disk is full, or the quota used up, or the file as large as files may be.
     #[doc(alias = "ERROR_DISK_FULL")]
     StorageFull,
@@ -76,6 +79,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     pub(crate) fn of(kind: ErrorKind, action: &'static str) -> Self {
         Self { kind, code: None, action, remedy: remedy(kind) }
+    }
+
+    pub(crate) fn as_kind(mut self, kind: ErrorKind) -> Self {
+        self.kind = kind;
+        self
     }
 
     pub(crate) fn with_remedy(mut self, remedy: &'static str) -> Self {
@@ -157,6 +165,7 @@ fn remedy(kind: ErrorKind) -> &'static str {
         ErrorKind::AddressInUse => "choose another port, or end the program that has this one",
         ErrorKind::AddressNotAvailable => "use an address of this machine (ip addr lists them)",
         ErrorKind::IsADirectory => "give the name of a file",
+        ErrorKind::UnexpectedEnd => "somebody has cut it, or less of it was to be had",
         ErrorKind::StorageFull => "make room on the disk, or raise the limit that is reached",
         ErrorKind::Forked => "make a new port in the child",
         ErrorKind::Busy => "wait for the packet of the operation first",
@@ -191,6 +200,7 @@ impl fmt::Display for Error {
                     ErrorKind::NotFound => "there is no such file",
                     ErrorKind::AlreadyExists => "it exists already",
                     ErrorKind::IsADirectory => "it is a directory",
+                    ErrorKind::UnexpectedEnd => "the file ended too early",
                     ErrorKind::StorageFull => "no room left",
                     ErrorKind::Unsupported => "not supported",
                     ErrorKind::Forked => "the port belongs to the process before the fork",
@@ -232,6 +242,7 @@ impl From<Error> for io::Error {
             ErrorKind::NotFound => io::ErrorKind::NotFound,
             ErrorKind::AlreadyExists => io::ErrorKind::AlreadyExists,
             ErrorKind::IsADirectory => io::ErrorKind::IsADirectory,
+            ErrorKind::UnexpectedEnd => io::ErrorKind::UnexpectedEof,
             ErrorKind::StorageFull => io::ErrorKind::StorageFull,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
             ErrorKind::QueueFull => io::ErrorKind::WouldBlock,

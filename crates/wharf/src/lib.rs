@@ -55,6 +55,7 @@ mod stats;
 mod sync;
 mod sys;
 mod tcp;
+mod transmit;
 mod workers;
 
 pub use crate::{
@@ -70,5 +71,6 @@ pub use crate::{
     start::Start,
     stats::Stats,
     tcp::{Incoming, Listener, Now, Stream},
+    transmit::Transmit,
     workers::Workers,
 };

@@ -26,6 +26,7 @@ use crate::{
     sync::lock,
     sys::{self, OwnedSocket},
     tcp::{Incoming, Listener, Stream, streams},
+    transmit::Transmit,
     workers::Workers,
 };
 
@@ -323,6 +324,15 @@ pub enum Op<K: 'static, M: 'static = ()> {
     Shutdown {
         /// The connection.
         stream: Stream<K, M>,
+    },
+    /// A part of a file has been given to the kernel, or the result says why not and
+    /// [`Packet::bytes`](Packet#structfield.bytes) how much of it, head and tail counted.
+    #[doc(alias = "TransmitFile")]
+    Transmit {
+        /// The connection.
+        stream: Stream<K, M>,
+        /// What was sent.
+        transmit: Transmit,
     },
     /// A receive of bytes and descriptors is over. Zero bytes: the peer has ended its direction.
     #[doc(alias = "SCM_RIGHTS")]
@@ -833,6 +843,7 @@ impl<K, M> PortShared<K, M> {
             Payload::SendVectored(vectored) => {
                 Op::SendVectored { stream: stream(handle), bufs: vectored.bufs }
             }
+            Payload::Transmit(transmit) => Op::Transmit { stream: stream(handle), transmit },
             Payload::RecvMessage(buf, parcel) => {
                 let buf = buffer.map_or(buf, Buf::from);
                 let datagram = parcel.is_datagram();

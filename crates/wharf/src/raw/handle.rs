@@ -446,7 +446,7 @@ impl Handle {
                 (true, if own == Some(op.lane) { None } else { Some(op.lane) })
             }
             // It waits for a buffer: retried, it will find that it is cancelled.
-            State::Waiting if self.port.lane(op.lane).pool().unstarve(operation) => {
+            State::Waiting if self.port.lane(op.lane).pool_of(op).unstarve(operation) => {
                 self.port.enqueue(Entry::Retry(operation));
                 (true, None)
             }

@@ -22,7 +22,7 @@ use crate::{
     error::{Error, ErrorKind},
     stats::Stats,
     sync::lock,
-    sys::{Lane, Popped, is_transient, thread_id},
+    sys::{Lane, Popped, is_transient, pool::Pool, thread_id},
 };
 
 /// What is counted per lane, on cache lines of its own.
@@ -547,7 +547,7 @@ impl Shared {
     ) -> Result<(), Error> {
         self.evict(lane, worker);
         let attention = self.attend(lane);
-        self.dispatch.lanes[lane].pool().resume_free();
+        self.dispatch.lanes[lane].pools().into_iter().for_each(Pool::resume_free);
         // Without a parked worker to keep watch, the idle ones do, now and then.
         let watching = self.setup.watch
             && self.dispatch.lanes.len() > 1

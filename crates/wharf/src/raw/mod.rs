@@ -65,7 +65,7 @@ pub use self::{
     handle::{Handle, Started},
     operation::{Gather, Operation, Request},
 };
-pub use crate::sys::{Message, OwnedDescriptor, Slice};
+pub use crate::sys::{Message, OwnedDescriptor, Slice, Transmission};
 use crate::{
     buf::Pooled,
     driver::Driver,

@@ -22,7 +22,9 @@ use std::{
 };
 
 use super::Handle;
-use crate::sys::{Header, Message, MessageHeader, NO_DESCRIPTOR, RawDescriptor, Slice};
+use crate::sys::{
+    Header, Message, MessageHeader, NO_DESCRIPTOR, RawDescriptor, Slice, Transmission,
+};
 
 /// What an operation asks for.
 ///
@@ -78,6 +80,13 @@ pub enum Request {
     SendMessage {
         /// The bytes and the rest.
         message: *mut Message,
+    },
+    /// Send bytes, a part of a file, and bytes again. Completes with how many were sent; fails with
+    /// `UnexpectedEnd` if the file ends before its part does.
+    #[doc(alias = "TransmitFile")]
+    Transmit {
+        /// What is sent.
+        transmission: *mut Transmission,
     },
     /// Accept a connection. Completes with its descriptor in
     /// [`Completion::accepted`](super::Completion::accepted).
@@ -261,6 +270,7 @@ impl Request {
             Self::Send { .. }
             | Self::SendVectored { .. }
             | Self::SendMessage { .. }
+            | Self::Transmit { .. }
             | Self::Connect { .. }
             | Self::Shutdown { .. }
             | Self::Write { offset: Self::APPEND, .. }
@@ -284,6 +294,14 @@ impl Request {
                 | Self::ReadPooled { .. }
                 | Self::ReceiveMessage { pooled: true, .. }
         )
+    }
+
+    #[cfg(unix)]
+    pub(crate) fn transmission(&self) -> Option<*mut Transmission> {
+        match self {
+            Self::Transmit { transmission } => Some(*transmission),
+            _ => None,
+        }
     }
 
     pub(crate) fn repeats(&self) -> bool {

@@ -27,7 +27,8 @@ use crate::{
     error::{Error, ErrorKind},
     sync::lock,
     sys::{
-        self, Event, ForkGuard, Identity, Kind, NO_DESCRIPTOR, OwnedDescriptor, Registration, Step,
+        self, Event, ForkGuard, Identity, Kind, Lane, NO_DESCRIPTOR, OwnedDescriptor, Registration,
+        Step,
     },
 };
 
@@ -143,9 +144,9 @@ impl Shared {
             tallies: Mutex::new(Vec::new()),
             others: Tally::default(),
         });
-        for lane in port.lanes() {
+        for pool in port.lanes().iter().flat_map(Lane::pools) {
             let weak = Arc::downgrade(&port);
-            lane.pool().set_resume(Box::new(move |operation| {
+            pool.set_resume(Box::new(move |operation| {
                 if let Some(port) = weak.upgrade() {
                     port.enqueue(Entry::Retry(operation));
                 }
@@ -326,7 +327,7 @@ impl Shared {
                 return None;
             }
             Step::Starve if op.flags.cancel => op.status = -sys::CANCELLED,
-            Step::Starve if lane.pool().grow() => {
+            Step::Starve if lane.pool_of(op).grow() => {
                 // SAFETY: in flight, nothing outstanding, and the lock is held.
                 unsafe { handle.again(&mut state, operation) };
                 return None;
@@ -334,7 +335,7 @@ impl Shared {
             Step::Starve => {
                 op.set_state(State::Waiting);
                 let again = std::mem::replace(&mut op.flags.starved, true);
-                lane.pool().starve(operation, again);
+                lane.pool_of(op).starve(operation, again);
                 return None;
             }
             Step::Finish => {}
@@ -413,7 +414,7 @@ impl Shared {
             completion.accepted = (op.status == 0).then_some(accepted);
         }
         if op.buffer != NO_BUFFER {
-            let pool = self.lane(op.lane).pool().clone();
+            let pool = self.lane(op.lane).pool_of(op).clone();
             completion.buffer = Some(Pooled::new(pool, op.buffer, op.bytes));
         }
         op.next_round();

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 pub(crate) use super::uring::{Provided, is_transient, probe::probe, refusal};
-use super::{Event, Kind, OwnedDescriptor, Popped, Step, epoll, pool::Pool, uring};
+use super::{Event, Kind, OwnedDescriptor, Popped, Step, epoll, pool::Pool, transmit::Chunks, uring};
 use crate::{
     driver::{Choice, Driver},
     error::Error,
@@ -87,10 +87,11 @@ macro_rules! driver {
 impl Lane {
     /// Makes the lanes of a port, all alike. The choice that comes back says of what driver.
     pub(crate) fn make(count: usize, setup: &Setup) -> Result<(Vec<Self>, Choice), Error> {
+        let chunks = Chunks::new().map_err(|error| Error::from_io(&error, "port"))?;
         let refused = match setup.driver.wanted()? {
             Driver::Epoll => None,
             Driver::Iocp => return Err(Driver::Iocp.elsewhere()),
-            wanted => match uring::Lane::make(count, setup) {
+            wanted => match uring::Lane::make(count, setup, &chunks) {
                 Ok(lanes) => {
                     let lanes = lanes.into_iter().map(Self::Uring).collect();
                     return Ok((lanes, Choice { driver: Driver::Uring, refused: None }));
@@ -101,7 +102,7 @@ impl Lane {
                 Err(error) => return Err(refusal(&error)),
             },
         };
-        let lanes = epoll::Lane::make(count, setup);
+        let lanes = epoll::Lane::make(count, setup, &chunks);
         let lanes = lanes.map_err(|error| Error::from_io(&error, "epoll"))?;
         let lanes = lanes.into_iter().map(Self::Epoll).collect();
         Ok((lanes, Choice { driver: Driver::Epoll, refused }))
@@ -110,6 +111,21 @@ impl Lane {
     /// The buffers that receives in this lane take.
     pub(crate) fn pool(&self) -> &Arc<Pool> {
         driver!(self, lane => lane.pool())
+    }
+
+    /// Those that an operation takes, or has taken: the lane's, or the port's for transmissions.
+    pub(crate) fn pool_of(&self, operation: &Operation) -> &Arc<Pool> {
+        self.chunks().pool_of(operation).unwrap_or_else(|| self.pool())
+    }
+
+    /// All from which operations in this lane take buffers.
+    pub(crate) fn pools(&self) -> [&Arc<Pool>; 3] {
+        let [small, large] = self.chunks().pools();
+        [self.pool(), small, large]
+    }
+
+    fn chunks(&self) -> &Chunks {
+        driver!(self, lane => lane.chunks())
     }
 
     /// How many operations have been started here that the system does not know of yet.

@@ -16,6 +16,7 @@
 //! | `Slice` | an address and a length, as the system reads them |
 //! | `Message` | bytes, an address, and what travels along |
 //! | `Registration` | what it knows of a handle's descriptor |
+//! | `Transmission` | a part of a file on its way to a socket |
 //! | `MessageHeader` | what it keeps with the slices of a vectored send |
 //! | `OwnedDescriptor`, `RawDescriptor` | a socket or a file |
 //! | `OwnedSocket`, `OwnedFile` | one of them, as the standard library has it |
@@ -37,12 +38,12 @@ cfg_select! {
         mod unix;
         pub(crate) mod uring;
         pub(crate) use self::{linux::*, unix::*};
-        pub use self::unix::{Message, OwnedDescriptor, Slice};
+        pub use self::unix::{Message, OwnedDescriptor, Slice, Transmission};
     }
     windows => {
         mod windows;
         pub(crate) use self::windows::*;
-        pub use self::windows::{Message, OwnedDescriptor, Slice};
+        pub use self::windows::{Message, OwnedDescriptor, Slice, Transmission};
     }
     _ => {
         compile_error!("wharf has no driver for this system");

@@ -779,7 +779,9 @@ fn bad_requests_of_a_file_are_refused() {
         let to_read = port.open(&path, to_read(), 1).unwrap();
         to_read.write_at("abc", 0).unwrap();
         let packet = next(&port);
-        assert!(packet.result.is_err());
+        let error = packet.result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+        assert!(error.to_string().contains("opened"), "{error}");
         assert_eq!(&was_written(packet)[..], b"abc");
         assert_eq!(fs::read(&path).unwrap(), b"content");
         assert_eq!(port.stats().in_flight, 0);

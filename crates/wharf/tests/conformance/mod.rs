@@ -20,3 +20,5 @@ mod serial;
 mod stress;
 mod support;
 mod tcp;
+#[cfg(unix)]
+mod transmit;

@@ -36,6 +36,7 @@ use super::{
     CANCELLED, Event, Kind, NO_DESCRIPTOR, OwnedDescriptor, Popped, RawDescriptor, Source, Step,
     pool::Pool,
     progress,
+    transmit::{Chunks, Next},
     unix::{Call, Called},
 };
 use crate::raw::{
@@ -58,6 +59,7 @@ pub(crate) struct Lane {
     hurry: AtomicBool,
     epoch: Instant,
     pool: Arc<Pool>,
+    chunks: Chunks,
 }
 
 /// What this driver knows of a handle's descriptor.
@@ -89,7 +91,7 @@ impl Header {
 const OWN: u64 = u64::MAX;
 
 impl Lane {
-    pub(crate) fn make(count: usize, setup: &Setup) -> io::Result<Vec<Self>> {
+    pub(crate) fn make(count: usize, setup: &Setup, chunks: &Chunks) -> io::Result<Vec<Self>> {
         let registry = Arc::new(Registry::new(count)?);
         let blocking = Arc::new(Blocking::new());
         let epoch = Instant::now();
@@ -107,6 +109,7 @@ impl Lane {
                     hurry: AtomicBool::new(false),
                     epoch,
                     pool: Arc::new(Pool::new(setup.pool_count, setup.pool_size, None)?),
+                    chunks: chunks.clone(),
                 })
             })
             .collect()
@@ -114,6 +117,10 @@ impl Lane {
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+
+    pub(crate) fn chunks(&self) -> &Chunks {
+        &self.chunks
     }
 
     fn poller(&self) -> &Poller {
@@ -157,6 +164,13 @@ impl Lane {
     /// accepted, which has one of its own. None: its calls block.
     fn token(op: &Operation) -> Option<Token> {
         if op.request.direction() == Direction::Unordered {
+            return None;
+        }
+        if let Request::Transmit { transmission } = op.request
+            // SAFETY: the transmission lives as long as the operation, which is in flight, with
+            // its handle's lock held.
+            && unsafe { (*transmission).next() } == Next::Read
+        {
             return None;
         }
         // SAFETY: an operation in flight has a handle, which outlives it (the contract of start).
@@ -384,7 +398,14 @@ impl Lane {
                     None => return Ok(Attempt::Starves),
                 }
             }
-            let call = Call::of(op, &self.pool);
+            if let Request::Transmit { transmission } = op.request {
+                // SAFETY: as for the token.
+                let transmission = unsafe { &mut *transmission };
+                if !self.chunks.prepare(op, transmission) {
+                    return Ok(Attempt::Starves);
+                }
+            }
+            let call = Call::of(op, self.chunks.pool_of(op).unwrap_or(&self.pool));
             let Some(token) = Self::token(op) else {
                 self.start_clock(op);
                 // SAFETY: the caller's promise.
@@ -443,7 +464,8 @@ impl Lane {
 
     fn give_back(&self, op: &mut Operation) {
         if op.buffer != NO_BUFFER {
-            self.pool.give_back(u16::try_from(op.buffer).unwrap_or(0));
+            let pool = self.chunks.pool_of(op).unwrap_or(&self.pool);
+            pool.give_back(u16::try_from(op.buffer).unwrap_or(0));
             op.buffer = NO_BUFFER;
         }
     }
@@ -534,7 +556,7 @@ impl Lane {
         // SAFETY: in flight, nothing outstanding, and the pointers are good (the contract of
         // start).
         let step = unsafe { progress::evaluate(op) };
-        if op.bytes == 0 {
+        if self.chunks.lets_go(op, step).unwrap_or(op.bytes == 0) {
             self.give_back(op);
         }
         step

@@ -5,6 +5,7 @@ use std::{io, net::Shutdown, ptr};
 use super::{
     NO_DESCRIPTOR, RawDescriptor, file,
     progress::{MAX_BYTES, message},
+    transmit::Next,
 };
 use crate::{
     raw::{
@@ -123,6 +124,21 @@ impl Call {
                     };
                     libc::recvmsg(fd, header, libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC)
                 }
+                Request::Transmit { transmission } => {
+                    let (buffer, size) = self.pooled;
+                    match (*transmission).next() {
+                        Next::Read => {
+                            let read = &*transmission;
+                            let (offset, wanted) = (read.offset().cast_signed(), read.wanted(size));
+                            libc::pread64(read.file(), buffer.cast(), wanted, offset)
+                        }
+                        Next::Send => {
+                            let (header, flags) = (*transmission).message(buffer);
+                            libc::sendmsg(fd, header, flags)
+                        }
+                        Next::Wait => return ready(fd, libc::POLLOUT),
+                    }
+                }
                 Request::Accept { .. } | Request::AcceptFirst { .. } => {
                     let accepted =
                         libc::accept4(fd, ptr::null_mut(), ptr::null_mut(), libc::SOCK_CLOEXEC);
@@ -179,6 +195,8 @@ impl Call {
             return match (error.raw_os_error(), self.request) {
                 // Nothing tells when the backlog of a Unix socket has room: it pauses.
                 (Some(libc::EAGAIN), Request::Connect { .. }) => over(&error),
+                // It gives its buffer back before it waits.
+                (Some(libc::EAGAIN), Request::Transmit { .. }) => over(&error),
                 (Some(libc::EINPROGRESS | libc::EALREADY), Request::Connect { .. })
                 | (Some(libc::EAGAIN), _) => Called::WouldBlock,
                 _ => over(&error),
@@ -226,7 +244,11 @@ fn over(error: &io::Error) -> Called {
 
 /// Whether there is something to receive, or the end of the stream.
 fn readable(fd: RawDescriptor) -> Called {
-    let mut poll = libc::pollfd { fd, events: libc::POLLIN | libc::POLLRDHUP, revents: 0 };
+    ready(fd, libc::POLLIN | libc::POLLRDHUP)
+}
+
+fn ready(fd: RawDescriptor, events: libc::c_short) -> Called {
+    let mut poll = libc::pollfd { fd, events, revents: 0 };
     // SAFETY: the structure lives across the call.
     match unsafe { libc::poll(&raw mut poll, 1, 0) } {
         0 => Called::WouldBlock,

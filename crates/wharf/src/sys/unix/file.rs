@@ -3,13 +3,21 @@
 use std::{
     fs, io,
     mem::ManuallyDrop,
-    os::{fd::FromRawFd, unix::fs::OpenOptionsExt},
+    os::{
+        fd::{AsRawFd, FromRawFd},
+        unix::fs::OpenOptionsExt,
+    },
 };
 
 use super::RawDescriptor;
 
 /// What is taken where the system does not tell: no device asks for more.
 const USUAL_ALIGNMENT: usize = 4096;
+
+/// The descriptor of a file of the standard library's.
+pub(crate) fn raw(file: &fs::File) -> RawDescriptor {
+    file.as_raw_fd()
+}
 
 /// Size, times and so on.
 pub(crate) fn metadata(file: RawDescriptor) -> io::Result<fs::Metadata> {
@@ -35,6 +43,12 @@ pub(crate) fn prepare(options: &mut fs::OpenOptions, direct: bool) {
     if direct {
         options.custom_flags(libc::O_DIRECT);
     }
+}
+
+/// Whether it is a descriptor at all.
+pub(crate) fn is_open(file: RawDescriptor) -> bool {
+    // SAFETY: F_GETFD takes no pointers.
+    unsafe { libc::fcntl(file, libc::F_GETFD) >= 0 }
 }
 
 /// Whether a file was opened for direct I/O.

@@ -7,6 +7,7 @@ pub(crate) mod file;
 mod fork;
 mod mapping;
 pub(crate) mod progress;
+pub(crate) mod transmit;
 
 use std::{
     collections::HashSet,
@@ -23,7 +24,7 @@ pub(crate) use std::os::fd::{
 
 use socket2::{SockRef, Socket};
 
-pub use self::datagram::Message;
+pub use self::{datagram::Message, transmit::Transmission};
 pub(crate) use self::{
     call::{Call, Called},
     event::{Event, Popped, Source},
@@ -198,6 +199,7 @@ pub(crate) fn kind_of(code: i32) -> ErrorKind {
         libc::EADDRINUSE => ErrorKind::AddressInUse,
         libc::EADDRNOTAVAIL => ErrorKind::AddressNotAvailable,
         libc::EPERM | libc::EACCES => ErrorKind::PermissionDenied,
+        libc::ENODATA => ErrorKind::UnexpectedEnd,
         libc::ENOENT | libc::ENOTDIR => ErrorKind::NotFound,
         libc::EEXIST => ErrorKind::AlreadyExists,
         libc::EISDIR => ErrorKind::IsADirectory,

@@ -3,7 +3,7 @@
 
 use std::{io, time::Duration};
 
-use super::NO_DESCRIPTOR;
+use super::{NO_DESCRIPTOR, transmit};
 use crate::{
     raw::operation::{Gather, Operation, Request},
     sys::{Kind, Step},
@@ -30,6 +30,12 @@ pub(crate) unsafe fn evaluate(op: &mut Operation) -> Step {
         op.flags.pausing = false;
         return if op.flags.cancel { fail(op, libc::ECANCELED) } else { Step::Again };
     }
+    if let Request::Transmit { transmission } = op.request
+        && ![-libc::ECANCELED, -libc::EINTR].contains(&op.system.result)
+    {
+        // SAFETY: the transmission lives as long as the operation.
+        return transmit::evaluate(op, unsafe { &mut *transmission });
+    }
     let Ok(done) = usize::try_from(op.system.result) else {
         return evaluate_error(op, -op.system.result);
     };
@@ -53,6 +59,7 @@ pub(crate) unsafe fn evaluate(op: &mut Operation) -> Step {
             // SAFETY: the gather and its slices live as long as the operation.
             if unsafe { (*gather).advance(done) } { go_on(op) } else { Step::Finish }
         }
+        Request::Transmit { .. } => unreachable!("no error, and evaluated above"),
         Request::SendMessage { message } => {
             op.bytes += done;
             // SAFETY: the message lives as long as the operation.
@@ -152,7 +159,7 @@ fn evaluate_error(op: &mut Operation, errno: i32) -> Step {
     }
 }
 
-fn fail(op: &mut Operation, errno: i32) -> Step {
+pub(super) fn fail(op: &mut Operation, errno: i32) -> Step {
     op.status = -errno;
     Step::Finish
 }
@@ -225,7 +232,7 @@ fn give_up_connecting(op: &Operation) {
 }
 
 /// Submits the rest, unless somebody wants the operation to end here.
-fn go_on(op: &mut Operation) -> Step {
+pub(super) fn go_on(op: &mut Operation) -> Step {
     if op.flags.cancel {
         fail(op, libc::ECANCELED)
     } else if op.flags.expired {

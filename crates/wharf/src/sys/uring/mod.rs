@@ -24,11 +24,12 @@ use super::{
     Event, Kind, NO_DESCRIPTOR, Popped, Source, Step, file,
     pool::Pool,
     progress::{self, MAX_BYTES},
+    transmit::{Chunks, Next},
 };
 use crate::{
     error::Error,
     raw::{
-        Gather,
+        Gather, Transmission,
         operation::{Direction, NO_BUFFER, Operation, Request},
         port::Setup,
     },
@@ -144,6 +145,7 @@ fn knows_poll_first(ring: &Ring) -> io::Result<bool> {
 pub(crate) struct Lane {
     ring: Ring,
     pool: Arc<Pool>,
+    chunks: Chunks,
     features: Features,
 }
 
@@ -167,12 +169,13 @@ fn clamp(bytes: usize) -> u32 {
 impl Lane {
     /// Makes a port's lanes, all alike: where too little memory may be locked for them, smaller
     /// ones.
-    pub(crate) fn make(count: usize, setup: &Setup) -> io::Result<Vec<Self>> {
+    pub(crate) fn make(count: usize, setup: &Setup, chunks: &Chunks) -> io::Result<Vec<Self>> {
         const SMALLEST: u32 = 8;
         let asked = setup.submissions;
         let mut setup = setup.clone();
         loop {
-            match (0..count).map(|_| Self::new(&setup)).collect::<io::Result<Vec<_>>>() {
+            let lanes = (0..count).map(|_| Self::new(&setup, chunks.clone()));
+            match lanes.collect::<io::Result<Vec<_>>>() {
                 Ok(lanes) => {
                     if setup.submissions < asked {
                         log::warn!(
@@ -194,7 +197,7 @@ impl Lane {
     }
 
     /// Makes a lane: its ring and its pool.
-    fn new(setup: &Setup) -> io::Result<Self> {
+    fn new(setup: &Setup, chunks: Chunks) -> io::Result<Self> {
         let mut features = Features::probe()?;
         features.provided_buffers &= !setup.without_provided_buffers;
         features.cooperative &= !setup.without_cooperative;
@@ -209,11 +212,15 @@ impl Lane {
         let provided = provided.and_then(Result::ok);
         features.provided_buffers = provided.is_some();
         let pool = Pool::new(setup.pool_count, setup.pool_size, provided)?;
-        Ok(Self { ring, pool: Arc::new(pool), features })
+        Ok(Self { ring, pool: Arc::new(pool), chunks, features })
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+
+    pub(crate) fn chunks(&self) -> &Chunks {
+        &self.chunks
     }
 
     pub(crate) fn unsubmitted(&self) -> u32 {
@@ -407,14 +414,10 @@ impl Lane {
                 // SAFETY: the gather lives as long as the operation (the contract of start).
                 unsafe { vectored(unplaced(entry), abi::io_uring_op::IORING_OP_WRITEV, gather) }
             }
-            Request::SendVectored { gather } => Sqe {
-                opcode: abi::io_uring_op::IORING_OP_SENDMSG as u8,
+            Request::SendVectored { gather } => {
                 // SAFETY: the gather lives as long as the operation (the contract of start).
-                addr: unsafe { progress::message(gather) } as u64,
-                len: 1,
-                op_flags: SEND_FLAGS,
-                ..entry
-            },
+                send_message(entry, unsafe { progress::message(gather) }, SEND_FLAGS)
+            }
             Request::ReceiveMessage { message, pooled: false } => {
                 // SAFETY: the message lives as long as the operation (the contract of start).
                 receive_message(entry, unsafe { (*message).prepare(true) }, 0)
@@ -434,14 +437,15 @@ impl Lane {
                 }
                 Err(_) => poll_in(entry),
             },
-            Request::SendMessage { message } => Sqe {
-                opcode: abi::io_uring_op::IORING_OP_SENDMSG as u8,
+            Request::SendMessage { message } => {
                 // SAFETY: as above.
-                addr: unsafe { (*message).prepare(false) } as u64,
-                len: 1,
-                op_flags: SEND_FLAGS,
-                ..entry
-            },
+                send_message(entry, unsafe { (*message).prepare(false) }, SEND_FLAGS)
+            }
+            Request::Transmit { transmission } => {
+                // SAFETY: the transmission lives as long as the operation, whose handle's lock is
+                // held (the contract of start).
+                self.prepare_transmit(entry, op, unsafe { &mut *transmission })
+            }
             Request::AcceptFirst { buffer, length } if op.accepted != NO_DESCRIPTOR => {
                 receive(Sqe { fd: op.accepted, ..entry }, buffer, length, 0)
             }
@@ -519,6 +523,34 @@ impl Lane {
         }
     }
 
+    fn prepare_transmit(
+        &self,
+        entry: Sqe,
+        op: &mut Operation,
+        transmission: &mut Transmission,
+    ) -> Sqe {
+        if !self.chunks.prepare(op, transmission) {
+            // It starves, as `evaluate` will find.
+            return nothing();
+        }
+        let pool = self.chunks.of(transmission);
+        let buffer = match u16::try_from(op.buffer) {
+            Ok(id) => pool.address(id),
+            Err(_) => std::ptr::null_mut(),
+        };
+        match transmission.next() {
+            Next::Read => {
+                let file = Sqe { fd: transmission.file(), off: transmission.offset(), ..entry };
+                read(file, buffer, transmission.wanted(pool.size()))
+            }
+            Next::Send => {
+                let (header, flags) = transmission.message(buffer);
+                send_message(entry, header, flags)
+            }
+            Next::Wait => poll(entry, libc::POLLOUT),
+        }
+    }
+
     /// A receive that follows at once on one that emptied the socket finds nothing: it saves a try.
     fn poll_first(&self, op: &Operation) -> u16 {
         if op.flags.emptied && self.features.poll_first { POLL_FIRST } else { 0 }
@@ -565,10 +597,11 @@ impl Lane {
         }
         // SAFETY: as above.
         let step = unsafe { self.evaluate(op) };
-        let filling = step == Step::Again && op.system.step == 1;
-        if op.buffer != NO_BUFFER && op.bytes == 0 && !filling {
-            // It holds nothing.
-            self.pool.give_back(u16::try_from(op.buffer).unwrap_or(0));
+        // It holds nothing, unless it is about to be filled.
+        let empty = op.bytes == 0 && !(step == Step::Again && op.system.step == 1);
+        if op.buffer != NO_BUFFER && self.chunks.lets_go(op, step).unwrap_or(empty) {
+            let pool = self.chunks.pool_of(op).unwrap_or(&self.pool);
+            pool.give_back(u16::try_from(op.buffer).unwrap_or(0));
             op.buffer = NO_BUFFER;
         }
         step
@@ -600,12 +633,21 @@ impl Lane {
                 _ => {}
             }
         }
+        if let Request::Transmit { transmission } = op.request
+            && !op.flags.pausing
+            && op.system.result >= 0
+            && op.buffer == NO_BUFFER
+            // SAFETY: the caller's promise.
+            && unsafe { (*transmission).needs_buffer() }
+        {
+            return Step::Starve;
+        }
         // SAFETY: the caller's promise.
         unsafe { progress::evaluate(op) }
     }
 }
 
-const SEND_FLAGS: u32 = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL).cast_unsigned();
+const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
 
 fn receive(entry: Sqe, buffer: *mut u8, length: usize, flags: i32) -> Sqe {
     Sqe {
@@ -627,12 +669,22 @@ fn receive_message(entry: Sqe, header: *mut libc::msghdr, flags: i32) -> Sqe {
     }
 }
 
+fn send_message(entry: Sqe, header: *mut libc::msghdr, flags: i32) -> Sqe {
+    Sqe {
+        opcode: abi::io_uring_op::IORING_OP_SENDMSG as u8,
+        addr: header as u64,
+        len: 1,
+        op_flags: flags.cast_unsigned(),
+        ..entry
+    }
+}
+
 fn send(entry: Sqe, bytes: *const u8, length: usize) -> Sqe {
     Sqe {
         opcode: abi::io_uring_op::IORING_OP_SEND as u8,
         addr: bytes as u64,
         len: clamp(length),
-        op_flags: SEND_FLAGS,
+        op_flags: SEND_FLAGS.cast_unsigned(),
         ..entry
     }
 }
@@ -694,8 +746,11 @@ fn nothing() -> Sqe {
 }
 
 fn poll_in(entry: Sqe) -> Sqe {
-    let events = (libc::POLLIN | libc::POLLRDHUP).cast_unsigned();
-    let events = u32::from(events);
+    poll(entry, libc::POLLIN | libc::POLLRDHUP)
+}
+
+fn poll(entry: Sqe, events: libc::c_short) -> Sqe {
+    let events = u32::from(events.cast_unsigned());
     Sqe {
         opcode: abi::io_uring_op::IORING_OP_POLL_ADD as u8,
         // The kernel wants the two halves of the word swapped on big-endian machines.

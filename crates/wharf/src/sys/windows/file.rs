@@ -4,7 +4,10 @@ use std::{
     ffi::c_void,
     fs, io,
     mem::ManuallyDrop,
-    os::windows::{fs::OpenOptionsExt, io::FromRawHandle},
+    os::windows::{
+        fs::OpenOptionsExt,
+        io::{AsRawHandle, FromRawHandle},
+    },
     ptr,
     sync::Arc,
     thread,
@@ -54,6 +57,16 @@ fn handle(file: RawDescriptor) -> HANDLE {
 fn lent(file: RawDescriptor) -> ManuallyDrop<fs::File> {
     // SAFETY: the handle is open, and is not closed by this.
     ManuallyDrop::new(unsafe { fs::File::from_raw_handle(handle(file).cast()) })
+}
+
+/// The handle of a file of the standard library's.
+pub(crate) fn raw(file: &fs::File) -> RawDescriptor {
+    file.as_raw_handle().expose_provenance()
+}
+
+/// Whether it is a handle at all. What is closed has an error of its own here.
+pub(crate) fn is_open(_file: RawDescriptor) -> bool {
+    false
 }
 
 /// Size, times and so on.

@@ -175,6 +175,16 @@ impl Lane {
         &self.pool
     }
 
+    /// Those that an operation takes, or has taken.
+    pub(crate) fn pool_of(&self, _operation: &Operation) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// All from which operations take buffers.
+    pub(crate) fn pools(&self) -> [&Arc<Pool>; 1] {
+        [&self.pool]
+    }
+
     /// Takes the descriptor of a handle in: its packets come to this port from here on.
     pub(crate) fn register(
         &self,
@@ -340,6 +350,10 @@ impl Lane {
                 Request::WriteVectored { gather, offset } => {
                     let Slice(next) = next_slice(gather);
                     return write(op, next.buf, next.len as usize, offset);
+                }
+                Request::Transmit { .. } => {
+                    let code = super::win::ERROR_NOT_SUPPORTED.cast_signed();
+                    return Err(io::Error::from_raw_os_error(code));
                 }
                 Request::Sync { .. } => self.chore(operation, Chore::Sync)?,
                 Request::Allocate { offset, length } => {
@@ -593,6 +607,7 @@ impl Lane {
             }
             Request::Readable
             | Request::Shutdown { .. }
+            | Request::Transmit { .. }
             | Request::Sync { .. }
             | Request::Allocate { .. }
             | Request::Truncate { .. } => Step::Finish,

@@ -10,6 +10,7 @@ mod port;
 mod probe;
 mod socket;
 mod timers;
+mod transmit;
 
 use std::{
     io,
@@ -24,7 +25,7 @@ pub(crate) use std::os::windows::io::{OwnedHandle as OwnedFile, OwnedSocket};
 use socket2::{SockRef, Socket};
 use windows_sys::Win32::{Foundation as win, Networking::WinSock as ws};
 
-pub use self::{datagram::Message, descriptor::OwnedDescriptor};
+pub use self::{datagram::Message, descriptor::OwnedDescriptor, transmit::Transmission};
 pub(crate) use self::{
     descriptor::{Identity, NO_DESCRIPTOR, RawDescriptor, raw},
     lane::{Event, Header, Lane, attempt, key},
