@@ -16,6 +16,9 @@ use crate::run::{Bench, Work};
 use crate::scenario::{Parameter, Scenario};
 use crate::{Failure, helper, scenario};
 
+/// How long a quick run takes at most, about: it must end within two minutes.
+const QUICK_SECONDS: u64 = 95;
+
 /// Puts wharf and its rivals to the same work, side by side, and says what each of them costs.
 #[derive(Debug, Parser)]
 #[command(name = "wharf bench", bin_name = "wharf bench", disable_version_flag = true)]
@@ -29,7 +32,7 @@ struct Options {
     #[arg(value_name = "SCENARIO")]
     scenarios: Vec<String>,
 
-    /// A short run: three rounds of short windows, the most telling points only
+    /// A run of less than two minutes: three rounds of short windows, the most telling points only
     #[arg(long)]
     quick: bool,
 
@@ -342,6 +345,7 @@ impl Options {
             rounds: self.rounds.map_or(rounds, |it| it as usize),
             window_ms: self.window.unwrap_or(window_ms),
             warm_up_ms: self.warm_up.unwrap_or(warm_up_ms),
+            seconds_max: self.quick.then_some(QUICK_SECONDS),
             wharf_workers: self.wharf_workers as usize,
             baseline: self.baseline.clone(),
         }

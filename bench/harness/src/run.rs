@@ -1,6 +1,6 @@
 //! A run: scenarios, points, rounds, candidates.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -38,6 +38,8 @@ pub struct Bench {
     pub descriptors: u64,
     /// Whether to stop.
     pub stop: Stop,
+    /// How the time is kept that the run may take.
+    pace: Pace,
     /// The round, so that what is random in it is the same for every candidate.
     round: u64,
 }
@@ -79,6 +81,7 @@ impl Bench {
     /// Everything that windows need.
     pub fn new(method: Method, places: Places, stop: Stop) -> Result<Self, Failure> {
         Ok(Self {
+            pace: Pace::new(&method),
             method,
             places,
             cpus: crate::measure::own_cpus()?,
@@ -158,9 +161,11 @@ impl Bench {
                 // Another one begins in each round, so that nobody always follows the same one.
                 let index = (round + turn) % rows.len();
                 let row = &mut rows[index];
-                if row.failure.is_none() && !self.stop.asked() {
+                if row.failure.is_none() && !self.stop.asked() && self.pace.goes_on(round) {
                     let round = round + 1;
                     progress.set_message(format!("{title}, round {round}/{rounds}: {}", row.name));
+                    let left = progress.length().unwrap_or(0).saturating_sub(progress.position());
+                    self.pace.fit(&mut self.method, left);
                     match scenario.window(self, point, &candidates[index]) {
                         Ok(sample) => samples[index].push(sample),
                         Err(_) if self.stop.asked() => {}
@@ -267,6 +272,58 @@ impl Bench {
     }
 }
 
+/// Keeps a run within its time: windows become shorter when there are many, or when the machine is
+/// slow, and when the time is over each candidate gets one more window per table.
+#[derive(Debug)]
+struct Pace {
+    begin: Instant,
+    limit: Option<Duration>,
+    window_ms: u64,
+    warm_up_ms: u64,
+    /// Windows so far.
+    done: u32,
+    /// How long they, with their warm-up, should have taken.
+    planned: Duration,
+}
+
+impl Pace {
+    /// The shortest window that says anything, in milliseconds.
+    const WINDOW_MIN: u64 = 40;
+
+    fn new(method: &Method) -> Self {
+        Self {
+            begin: Instant::now(),
+            limit: method.seconds_max.map(Duration::from_secs),
+            window_ms: method.window_ms,
+            warm_up_ms: method.warm_up_ms,
+            done: 0,
+            planned: Duration::ZERO,
+        }
+    }
+
+    /// Whether there is time for another window of this round.
+    fn goes_on(&self, round: usize) -> bool {
+        round == 0 || self.limit.is_none_or(|limit| self.begin.elapsed() < limit)
+    }
+
+    /// Chooses the length of the next window, when so many are left with it.
+    fn fit(&mut self, method: &mut Method, left: u64) {
+        if let Some(limit) = self.limit {
+            let elapsed = self.begin.elapsed();
+            // What a window takes besides: to start a server, to connect, to end.
+            let beside = elapsed.saturating_sub(self.planned) / self.done.max(1);
+            let share = limit.saturating_sub(elapsed) / u32::try_from(left.max(1)).unwrap_or(1);
+            let share = u64::try_from(share.saturating_sub(beside).as_millis()).unwrap_or(0);
+            let usual = (self.window_ms + self.warm_up_ms).max(1);
+            let window = share.min(usual) * self.window_ms / usual;
+            method.window_ms = window.clamp(Self::WINDOW_MIN.min(self.window_ms), self.window_ms);
+            method.warm_up_ms = method.window_ms * self.warm_up_ms / self.window_ms.max(1);
+        }
+        self.done += 1;
+        self.planned += Duration::from_millis(method.window_ms + method.warm_up_ms);
+    }
+}
+
 fn progress(windows: usize) -> ProgressBar {
     let bar = ProgressBar::new(windows as u64);
     let style = ProgressStyle::with_template("{wide_msg} {bar:20} {pos}/{len}, {eta} left");
@@ -290,6 +347,37 @@ fn curve(samples: &[Sample]) -> Vec<(f64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_keeps_within_its_time() {
+        let mut method = Method {
+            rounds: 3,
+            window_ms: 200,
+            warm_up_ms: 100,
+            seconds_max: Some(60),
+            wharf_workers: 1,
+            baseline: String::new(),
+        };
+        let mut pace = Pace::new(&method);
+        // 100 windows of 300 ms take 30 s.
+        pace.fit(&mut method, 100);
+        assert_eq!((method.window_ms, method.warm_up_ms), (200, 100));
+        // 400 of them would take 120 s.
+        pace.fit(&mut method, 400);
+        assert!((90..=100).contains(&method.window_ms), "{}", method.window_ms);
+        assert_eq!(method.warm_up_ms, method.window_ms / 2);
+        pace.fit(&mut method, 1_000_000);
+        assert_eq!(method.window_ms, Pace::WINDOW_MIN);
+        assert!(pace.goes_on(2));
+        pace.limit = Some(Duration::ZERO);
+        assert!(pace.goes_on(0) && !pace.goes_on(1));
+        // Without a limit, nothing is shortened.
+        method.seconds_max = None;
+        method.window_ms = 700;
+        let mut pace = Pace::new(&method);
+        pace.fit(&mut method, 1_000_000);
+        assert_eq!(method.window_ms, 700);
+    }
 
     #[test]
     fn a_curve_is_of_all_windows() {

@@ -66,6 +66,7 @@ fn report() -> Report {
         rounds: 3,
         window_ms: 200,
         warm_up_ms: 100,
+        seconds_max: None,
         wharf_workers: 16,
         baseline: "wharf".to_owned(),
     });

@@ -54,13 +54,8 @@ impl Folder {
     fn rival(&self, name: &str, script: &str) {
         let describe = r#"{"version": "a test", "services": ["echo"]}"#;
         let good = good_rival().display();
-        self.program(
-            name,
-            &format!(
-                "good={good}\nif [ \"$1\" = --describe ]; then echo '{describe}'; exit;
-            fi\n{script}"
-            ),
-        );
+        let answer = format!("if [ \"$1\" = --describe ]; then echo '{describe}'; exit; fi");
+        self.program(name, &format!("good={good}\n{answer}\n{script}"));
     }
 
     fn program(&self, name: &str, script: &str) {

@@ -24,8 +24,9 @@ h3{font-size:1.05rem;margin:1.75rem 0 .5rem}
 p{margin:.4rem 0;max-width:75ch}
 a{color:inherit}
 code,pre{font:13px/1.45 ui-monospace,monospace}
-pre{background:var(--card);border-radius:6px;overflow-x:auto;padding:.6rem
-.8rem;white-space:pre-wrap} .quiet{color:var(--quiet)}
+pre{background:var(--card);border-radius:6px;overflow-x:auto;padding:.6rem .8rem;
+  white-space:pre-wrap}
+.quiet{color:var(--quiet)}
 .warn{border-left:4px solid var(--s4);padding-left:.7rem}
 .plots{display:flex;flex-wrap:wrap;gap:1rem 2rem;align-items:flex-start}
 .plots svg{height:auto;max-width:100%}
@@ -126,7 +127,9 @@ fn head(report: &Report) -> Markup {
             p.warn { "This run was ended before everything was measured." }
         }
         p {
-            "Medians of " (report.method.rounds) " windows of " (report.method.window_ms)
+            "Medians of " (report.method.rounds) " windows of "
+            @if report.method.seconds_max.is_some() { "at most " }
+            (report.method.window_ms)
             " ms per candidate, taken in turns; thin lines go from the smallest to the largest. "
             "Compare within a plot: the same machine may be several times slower tomorrow."
         }
@@ -315,9 +318,10 @@ fn table(outcome: &Outcome) -> Markup {
                             @for metric in &metrics { (cell(row, metric)) }
                         }
                     }
-                    @if let Some(failure) = row.failure.as_ref().filter(|_| !row.figures.is_empty())
-                    {
-                        tr { td {} td.note colspan=(metrics.len() + 1) { "then failed: " (failure) }
+                    @if let (Some(failure), false) = (&row.failure, row.figures.is_empty()) {
+                        tr {
+                            td {}
+                            td.note colspan=(metrics.len() + 1) { "then failed: " (failure) }
                         }
                     }
                 }
@@ -340,13 +344,13 @@ fn method(report: &Report) -> Markup {
     html! {
         h2 id="method" { "Method and versions" }
         p {
-            "Server and load generator are processes of their own, on the same CPUs. Each window has
-            " "a new server and new connections, and " (report.method.warm_up_ms) " ms of warm-up
-            that " "do not count. Candidates take turns (A B C, B C A, ...), so that a busy moment
-            of the " "machine falls on all of them. CPU time is the kernel's clock of the server's
-            process, " "io_uring's kernel threads included. Where a rate is set, messages are due at
-            fixed times " "and latency counts from then. Those that cannot be told apart share a
-            place (=); when " "the machine was too noisy, nobody has one (?)."
+            "Server and load generator are processes of their own, on the same CPUs. Each window "
+            "has a new server and new connections, and " (report.method.warm_up_ms) " ms of "
+            "warm-up that do not count. Candidates take turns (A B C, B C A, ...), so that a busy "
+            "moment of the machine falls on all of them. CPU time is the kernel's clock of the "
+            "server's process, io_uring's kernel threads included. Where a rate is set, messages "
+            "are due at fixed times and latency counts from then. Those that cannot be told apart "
+            "share a place (=); when the machine was too noisy, nobody has one (?)."
         }
         table {
             @for (name, version) in &report.versions {

@@ -85,6 +85,9 @@ pub struct Method {
     pub window_ms: u64,
     /// How long the exchange goes on before the window, in milliseconds.
     pub warm_up_ms: u64,
+    /// How many seconds the whole run may take, about. Windows are shorter then than they would be,
+    /// and in the end there are fewer rounds.
+    pub seconds_max: Option<u64>,
     /// The threads of wharf, most of which do not run at the same time.
     pub wharf_workers: usize,
     /// With whom the others are compared.
@@ -221,6 +224,12 @@ impl Outcome {
         &self.metrics[0]
     }
 
+    /// How many windows the one has that has the fewest.
+    fn rounds_min(&self) -> usize {
+        let figures = self.rows.iter().filter_map(|it| it.figures.get(&*self.headline().key));
+        figures.map(|it| it.values.len()).min().unwrap_or(0)
+    }
+
     /// Gives everybody a place, unless the machine was too noisy for that.
     pub fn rank(&mut self) {
         let slowest = Spread::of(self.calibration.iter().map(|it| it.cpu_ns as f64).collect());
@@ -232,7 +241,7 @@ impl Outcome {
         } else if let Some(work) = slowest.filter(|it| it.max > it.min * CALIBRATION_MAX) {
             let ratio = work.max / work.min;
             Some(format!("the same work took up to {ratio:.1} times as long as at other moments"))
-        } else if self.calibration.len() < ROUNDS_MIN {
+        } else if self.rounds_min() < ROUNDS_MIN {
             Some(format!("fewer than {ROUNDS_MIN} rounds say nothing about the spread"))
         } else {
             None
