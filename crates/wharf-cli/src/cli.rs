@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{ffi::OsString, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -18,6 +18,7 @@ const SECONDS_MAX: f64 = 1e6;
   wharf doctor                                 what this machine offers
   wharf serve --tcp 127.0.0.1:7000             an echo server
   wharf load tcp 127.0.0.1:7000 --verify       ten seconds of load on it, every byte compared
+  wharf copy disk.img backup.img --verify      a file copied, and compared
   wharf bench --quick                          wharf and its rivals, side by side
 
 Exit codes: 0 done, 1 failed, 2 wrong usage. WHARF_LOG=debug says more about what goes on."
@@ -35,6 +36,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         protocol: Protocol,
     },
+    Copy(Copy),
     /// Measure wharf and its rivals side by side, from a checkout of wharf's sources
     // What follows is for the program that this one hands over to, `--help` included.
     #[command(disable_help_flag = true)]
@@ -181,6 +183,50 @@ pub(crate) struct Load {
 #[command(after_help = "The exit code is 1 if no port can be made here.")]
 pub(crate) struct Doctor {
     /// Print it as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Copy a file, with many reads and writes in flight
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  wharf copy disk.img backup.img
+  wharf copy disk.img /mnt/backup/ --direct --verify
+  wharf copy large.bin copy.bin --depth 32 --block 1M --json
+
+Holes, permissions and times are kept. The copy is written beside its destination and gets its name
+when it is whole; if anything fails, or at Ctrl-C, it is removed, and what had the name before is
+as it was. The exit code is 1 then.")]
+pub(crate) struct Copy {
+    /// The file to copy
+    #[arg(value_name = "SRC")]
+    pub(crate) source: PathBuf,
+
+    /// Its copy, or the folder for it
+    #[arg(value_name = "DST")]
+    pub(crate) destination: PathBuf,
+
+    /// Blocks in flight
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = number(1, 1024))]
+    pub(crate) depth: usize,
+
+    /// Bytes in a block, at most 1M; rounded up to what the disk wants
+    #[arg(long, value_name = "BYTES", default_value = "256K", value_parser = size)]
+    pub(crate) block: usize,
+
+    /// Past the system's page cache
+    #[arg(long)]
+    pub(crate) direct: bool,
+
+    /// Read both files again and compare them
+    #[arg(long)]
+    pub(crate) verify: bool,
+
+    /// See to it that the copy is on the disk before it gets its name
+    #[arg(long)]
+    pub(crate) sync: bool,
+
+    /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -4,6 +4,7 @@
 
 mod bench;
 mod cli;
+mod copy;
 mod doctor;
 mod limits;
 mod load;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(options) => serve::run(&options).map(|()| true),
         Command::Load { protocol: Protocol::Tcp(options) } => load::run(&options),
+        Command::Copy(options) => copy::run(&options).map(|()| true),
         Command::Bench { arguments } => bench::run(&arguments).map(|()| true),
         Command::Doctor(options) => doctor::run(&options),
     };
