@@ -18,10 +18,13 @@ use crate::make::{Sources, names};
 /// The name of our own program among the candidates.
 pub const WHARF: &str = "wharf";
 
-/// The services that wharf's program offers, and what it is started with for each.
+/// The services that wharf's program offers, and what it is started with for each. Design `epoll`
+/// is the same on the driver for machines that refuse io_uring.
 const WHARF_SERVICES: &[(&str, &[&str])] = &[
     ("echo", &["serve", "--tcp", "127.0.0.1:0", "--service", "echo"]),
     ("block", &["serve", "--tcp", "127.0.0.1:0", "--service", "block"]),
+    ("echo:epoll", &["serve", "--tcp", "127.0.0.1:0", "--service", "echo"]),
+    ("block:epoll", &["serve", "--tcp", "127.0.0.1:0", "--service", "block"]),
     ("work", &["serve", "--tcp", "127.0.0.1:0", "--service", "work"]),
 ];
 
@@ -256,6 +259,9 @@ impl Candidate {
             let (_, args) = known.ok_or_else(|| Failure("no such service".to_owned()))?;
             let workers = start.wharf_workers.max(threads).to_string();
             command.args(*args).arg("--json");
+            if self.service.ends_with(":epoll") {
+                command.env("WHARF_DRIVER", "epoll");
+            }
             command.args(["--concurrency", &threads.to_string(), "--workers", &workers]);
             command.args(["--size", &size]);
         } else {

@@ -246,6 +246,35 @@ fn a_rival_that_is_not_built_is_not_passed_over() {
 }
 
 #[test]
+fn a_rival_that_does_not_build_fails_alone() {
+    let folder = Folder::new("unbuildable");
+    // A cargo that builds one of two, as it would go on after the first error.
+    let built = good_rival().display();
+    let path = folder.file("cargo");
+    let script = format!(
+        r#"#!/bin/sh
+case "$*" in
+*rival-monoio*rival-epoll*|*rival-epoll*rival-monoio*)
+    echo '{{"target":{{"name":"rival-epoll"}},"executable":"{built}"}}'; exit 101;;
+*rival-monoio*) echo 'error: could not compile rival-monoio' >&2; exit 101;;
+esac
+exit 1
+"#
+    );
+    fs::write(&path, script).expect("a file");
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("a file of ours");
+    let mut command = harness(&["echo", "--candidates", "monoio,epoll", "--quick"]);
+    command.args(["--rounds", "1", "--window", "50"]).env("CARGO", &path);
+    command.arg("--json").arg(folder.file("report.json")).arg("--lock").arg(folder.file("lock"));
+    let output = command.output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let report = folder.report();
+    good(&report, "epoll");
+    let reason = failure(&report, "monoio");
+    assert_eq!(reason, "does not build: error: could not compile rival-monoio");
+}
+
+#[test]
 fn too_little_is_said_before_anything_starts() {
     let folder = Folder::new("little");
     folder.rival("good", "touch $0.started; exec $good \"$@\"");

@@ -43,8 +43,10 @@ const fn named(index: u8) -> RGBColor {
 }
 
 fn series(index: usize) -> RGBColor {
-    let index = SERIES + index % (COLOURS.len() - SERIES);
-    named(u8::try_from(index).expect("there are few colours"))
+    // Our own colour is nobody else's, however many there are.
+    let others = COLOURS.len() - SERIES - 1;
+    let index = if index == 0 { 0 } else { 1 + (index - 1) % others };
+    named(u8::try_from(SERIES + index).expect("there are few colours"))
 }
 
 fn with_names(mut svg: String) -> String {
