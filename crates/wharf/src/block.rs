@@ -28,6 +28,8 @@ use crate::{
     sys::{self, Descriptor, Kind},
     transmit::Transmit,
 };
+#[cfg(unix)]
+use crate::{raw::Datagram, udp};
 
 /// What an operation works with, by kind.
 #[derive(Debug)]
@@ -64,6 +66,8 @@ pub(crate) enum Payload {
         length: u64,
     },
     Truncate(u64),
+    #[cfg(unix)]
+    Udp(udp::Work),
 }
 
 /// The parts of a vectored operation.
@@ -86,6 +90,9 @@ pub(crate) struct Block<K: 'static, M: 'static> {
     pub(crate) handle: Option<Arc<HandleShared<K, M>>>,
     pub(crate) payload: Payload,
     pub(crate) context: Option<M>,
+    /// What a datagram of UDP is received or sent with. It stays for the next.
+    #[cfg(unix)]
+    datagram: Option<Box<Datagram>>,
     /// Tells this flight of the block from its others.
     pub(crate) flight: u64,
 }
@@ -180,7 +187,7 @@ impl<K, M> HandleShared<K, M> {
         payload: Payload,
         extras: Extras<M>,
     ) -> Result<OpId, Refused<Payload>> {
-        match self.begin(payload, extras, false)? {
+        match self.begin(self.take_block(), payload, extras, false)? {
             Launched::Pending(id) => Ok(id),
             Launched::Completed { .. } => unreachable!("completed without an attempt"),
         }
@@ -192,22 +199,45 @@ impl<K, M> HandleShared<K, M> {
         payload: Payload,
         extras: Extras<M>,
     ) -> Result<Launched<M>, Refused<Payload>> {
-        self.begin(payload, extras, true)
+        self.begin(self.take_block(), payload, extras, true)
     }
 
+    /// Starts to send a datagram.
+    #[cfg(unix)]
+    pub(crate) fn launch_to(
+        self: &Arc<Self>,
+        buf: Buf,
+        envelope: &udp::Envelope,
+        extras: Extras<M>,
+    ) -> Result<OpId, Refused<Payload>> {
+        let payload = Payload::Udp(udp::Work::Send(buf));
+        let block = self.take_block();
+        // SAFETY: an idle block out of the list is ours alone.
+        let datagram = unsafe { (*block).datagram.get_or_insert_default() };
+        if let Err(error) = datagram.address_to(&self.raw, envelope) {
+            self.put_block(block);
+            return Err(Refused { error, value: payload });
+        }
+        match self.begin(block, payload, extras, false)? {
+            Launched::Pending(id) => Ok(id),
+            Launched::Completed { .. } => unreachable!("completed without an attempt"),
+        }
+    }
+
+    /// `block` is idle, and ours alone.
     fn begin(
         self: &Arc<Self>,
+        block: *mut Block<K, M>,
         payload: Payload,
         extras: Extras<M>,
         attempt: bool,
     ) -> Result<Launched<M>, Refused<Payload>> {
-        let block = self.take_block();
         // SAFETY: an idle block out of the list is ours alone.
         let fields = unsafe { &mut *block };
         fields.payload = payload;
         fields.context = extras.context;
         fields.flight += 1;
-        let request = match fields.payload.request() {
+        let request = match fields.request(&self.raw) {
             Ok(request) => request,
             Err(error) => return Err(self.refuse(block, error)),
         };
@@ -304,11 +334,33 @@ impl<K, M> Block<K, M> {
             handle: None,
             payload: Payload::Idle,
             context: None,
+            #[cfg(unix)]
+            datagram: None,
             // No two blocks' flights are ever numbered alike, even at one address.
             flight: BLOCKS.fetch_add(1, Ordering::Relaxed) << 32,
         }));
         let _ = block.expose_provenance();
         block
+    }
+}
+
+impl<K, M> Block<K, M> {
+    /// The request that its payload is for.
+    #[cfg(unix)]
+    fn request(&mut self, handle: &raw::Handle) -> Result<Request, Error> {
+        match &mut self.payload {
+            Payload::Udp(work) => {
+                let datagram = &raw mut **self.datagram.get_or_insert_default();
+                work.request(datagram, handle)
+            }
+            payload => payload.request(),
+        }
+    }
+
+    /// The request that its payload is for.
+    #[cfg(not(unix))]
+    fn request(&mut self, _handle: &raw::Handle) -> Result<Request, Error> {
+        self.payload.request()
     }
 }
 
@@ -345,12 +397,18 @@ impl Payload {
             Self::Sync { .. } => "sync",
             Self::Allocate { .. } => "allocate",
             Self::Truncate(_) => "truncate",
+            #[cfg(unix)]
+            Self::Udp(work) => work.name(),
         }
     }
 
     /// What a completion's status means for it.
     pub(crate) fn error(&self, status: i32, handle: &raw::Handle) -> Error {
         let error = Error::from_status(status, self.name());
+        #[cfg(unix)]
+        if let Self::Udp(work) = self {
+            return work.explain(error);
+        }
         let file = match self {
             Self::Transmit(transmit) => Some(sys::file::raw(transmit.file())),
             _ => (handle.kind() == Kind::File).then(|| handle.fd()),
@@ -399,6 +457,8 @@ impl Payload {
                     buf.set_filled(bytes);
                 }
                 Self::ReadVectored(vectored, _) => vectored.set_filled(bytes),
+                #[cfg(unix)]
+                Self::Udp(work) => work.set_filled(bytes),
                 Self::RecvMessage(buf, parcel) => {
                     buf.set_filled(bytes);
                     if status == 0 {
@@ -490,11 +550,13 @@ impl Payload {
                 Request::Allocate { offset: range("allocate", *offset, *length)?, length: *length }
             }
             Self::Truncate(length) => Request::Truncate { length: range("truncate", *length, 0)? },
+            #[cfg(unix)]
+            Self::Udp(_) => unreachable!("it needs its block's datagram"),
         })
     }
 }
 
-fn writable(action: &'static str, buf: &mut Buf) -> Result<(*mut u8, usize), Error> {
+pub(crate) fn writable(action: &'static str, buf: &mut Buf) -> Result<(*mut u8, usize), Error> {
     buf.room().ok_or_else(|| {
         Error::of(ErrorKind::InvalidInput, action)
             .with_remedy("receive into a Vec, a Box<[u8]>, a BytesMut or a pooled buffer")

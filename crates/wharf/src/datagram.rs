@@ -63,9 +63,9 @@ impl fmt::Debug for Address {
 }
 
 /// What came with a message beside its bytes.
-pub struct Received(Parcel);
+pub struct Ancillary(Parcel);
 
-impl Received {
+impl Ancillary {
     pub(crate) fn new(parcel: Parcel) -> Self {
         Self(parcel)
     }
@@ -98,9 +98,9 @@ impl Received {
     }
 }
 
-impl fmt::Debug for Received {
+impl fmt::Debug for Ancillary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Received")
+        f.debug_struct("Ancillary")
             .field("from", &self.from())
             .field("truncated", &self.is_truncated())
             .field("descriptors", &self.0.letter().descriptors)
@@ -220,11 +220,13 @@ impl Drop for Parcel {
     }
 }
 
-/// A datagram socket that belongs to a port. Clones are the same socket.
+/// A datagram socket of any family that belongs to a port: one of this machine's (Unix), say. For
+/// UDP there is `UdpSocket`, which knows more; on Windows, where it is not there yet, this will do.
+/// Clones are the same socket.
 ///
 /// Any number of receives and sends may be started: those of one direction take effect in the
 /// order in which they were started. A receive takes one datagram; what does not fit into its
-/// buffer is lost, and [`Received::is_truncated`] says so.
+/// buffer is lost, and [`Ancillary::is_truncated`] says so.
 ///
 /// ```
 /// use std::net::UdpSocket;
@@ -237,7 +239,7 @@ impl Drop for Parcel {
 ///
 /// socket.recv_from(Buf::with_capacity(1500))?;
 /// let Wait::Packet(packet) = port.wait() else { panic!() };
-/// let Op::RecvFrom { socket, buf, message } = packet.op else { panic!() };
+/// let Op::RecvDatagram { socket, buf, message } = packet.op else { panic!() };
 /// assert_eq!((&*buf, message.is_truncated()), (&b"hello"[..], false));
 /// socket.send_to(buf, message.from().unwrap())?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -516,7 +518,7 @@ impl<K, M> Datagram<K, M> {
     }
 
     /// Receives a datagram, into a buffer of the caller's or one of the pool. The packet is an
-    /// [`Op::RecvFrom`](crate::Op::RecvFrom).
+    /// [`Op::RecvDatagram`](crate::Op::RecvDatagram).
     ///
     /// # Errors
     ///
@@ -529,7 +531,7 @@ impl<K, M> Datagram<K, M> {
     }
 
     /// Sends what a buffer holds as one datagram. The packet is an
-    /// [`Op::SendTo`](crate::Op::SendTo).
+    /// [`Op::SendDatagram`](crate::Op::SendDatagram).
     ///
     /// # Errors
     ///
@@ -555,7 +557,7 @@ impl<K, M> Datagram<K, M> {
     }
 
     /// Receives a datagram and the descriptors that were sent with it: at most as many as said,
-    /// others are lost. The packet is an [`Op::RecvFrom`](crate::Op::RecvFrom).
+    /// others are lost. The packet is an [`Op::RecvDatagram`](crate::Op::RecvDatagram).
     ///
     /// # Errors
     ///
@@ -571,8 +573,8 @@ impl<K, M> Datagram<K, M> {
     }
 
     /// Sends a datagram with descriptors, of which the receiver gets duplicates, to an address or
-    /// to whom the socket is connected. The packet is an [`Op::SendTo`](crate::Op::SendTo); with it
-    /// our descriptors have been closed.
+    /// to whom the socket is connected. The packet is an
+    /// [`Op::SendDatagram`](crate::Op::SendDatagram); with it our descriptors have been closed.
     ///
     /// # Errors
     ///

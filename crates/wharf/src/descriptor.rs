@@ -35,6 +35,8 @@ cfg_select! {
     _ => {
         use std::os::fd::{AsFd, BorrowedFd};
 
+        use crate::udp::UdpSocket;
+
         macro_rules! lend_socket {
             ($(#[$doc:meta])* $handle:ident<$($of:ident),*>, $($field:ident).*) => {
                 $(#[$doc])*
@@ -67,6 +69,12 @@ lend_socket!(
 lend_socket!(
     /// For socket options, through `socket2::SockRef`.
     Datagram<K, M>, shared.raw.fd
+);
+#[cfg(unix)]
+lend_socket!(
+    /// For other options, through `socket2::SockRef`. Receiving or sending on the descriptor
+    /// directly gets in the way of the operations in flight.
+    UdpSocket<K, M>, shared.raw.fd
 );
 lend_socket!(
     Incoming<K, M>, fd

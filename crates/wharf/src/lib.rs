@@ -56,12 +56,16 @@ mod sync;
 mod sys;
 mod tcp;
 mod transmit;
+#[cfg(unix)]
+mod udp;
 mod workers;
 
+#[cfg(unix)]
+pub use crate::udp::{Datagrams, Ecn, Envelope, IcmpError, Interface, Received, UdpSocket};
 pub use crate::{
     block::OpId,
     buf::{Buf, Pooled},
-    datagram::{Address, Datagram, Received},
+    datagram::{Address, Ancillary, Datagram},
     driver::Driver,
     error::{Error, ErrorKind, Refused, Result},
     file::{File, OpenOptions},

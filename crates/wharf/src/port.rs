@@ -11,10 +11,12 @@ use std::{
 use slab::Slab;
 use socket2::{Domain, SockAddr, Socket, Type};
 
+#[cfg(unix)]
+use crate::udp::{self, IcmpError, Received, UdpSocket};
 use crate::{
     block::{Block, HandleShared, Payload},
     buf::Buf,
-    datagram::{Datagram, Received},
+    datagram::{Ancillary, Datagram},
     driver::Driver,
     error::{Error, ErrorKind, Refused, Result},
     file::File,
@@ -62,10 +64,16 @@ impl Builder {
                 submissions: 256,
                 pool_count: 4096,
                 pool_size: 8 << 10,
+                #[cfg(unix)]
+                datagram_pool_count: 512,
+                #[cfg(unix)]
+                datagram_pool_size: udp::BUFFER,
                 queue_limit: 1024,
                 post_limit: 1 << 20,
                 without_provided_buffers: false,
                 without_cooperative: false,
+                #[cfg(unix)]
+                without_offload: false,
                 watch: true,
             },
         }
@@ -96,6 +104,17 @@ impl Builder {
         let buffers = buffers.clamp(1, 32_768).next_power_of_two();
         self.setup.pool_count = u16::try_from(buffers).unwrap_or(32_768);
         self.setup.pool_size = bytes.clamp(1, 1 << 30);
+        self
+    }
+
+    #[cfg(unix)]
+    /// The same for datagrams: by default at most 512 of 65,600 bytes, so that any datagram fits,
+    /// and as many as the system gives at once. Memory that no datagram has needed is not touched.
+    #[must_use]
+    pub fn datagram_pool(mut self, buffers: usize, bytes: usize) -> Self {
+        let buffers = buffers.clamp(1, 32_768).next_power_of_two();
+        self.setup.datagram_pool_count = u16::try_from(buffers).unwrap_or(32_768);
+        self.setup.datagram_pool_size = bytes.clamp(1, 1 << 30);
         self
     }
 
@@ -138,6 +157,17 @@ impl Builder {
     pub fn pretend_old_kernel(mut self) -> Self {
         self.setup.without_provided_buffers = true;
         self.setup.without_cooperative = true;
+        self.without_offload()
+    }
+
+    #[cfg(unix)]
+    fn without_offload(mut self) -> Self {
+        self.setup.without_offload = true;
+        self
+    }
+
+    #[cfg(not(unix))]
+    fn without_offload(self) -> Self {
         self
     }
 
@@ -342,21 +372,19 @@ pub enum Op<K: 'static, M: 'static = ()> {
         /// The buffer, holding what was received.
         buf: Buf,
         /// What came along.
-        message: Received,
+        message: Ancillary,
     },
-    /// A datagram was received.
-    #[doc(alias = "WSARecvFrom")]
-    RecvFrom {
+    /// A datagram was received over a Unix socket.
+    RecvDatagram {
         /// The socket.
         socket: Datagram<K, M>,
         /// The buffer, holding the datagram.
         buf: Buf,
         /// Where it came from, and what came along.
-        message: Received,
+        message: Ancillary,
     },
     /// A datagram has been given to the kernel.
-    #[doc(alias = "WSASendTo")]
-    SendTo {
+    SendDatagram {
         /// The socket.
         socket: Datagram<K, M>,
         /// The buffer, as it was.
@@ -412,6 +440,35 @@ pub enum Op<K: 'static, M: 'static = ()> {
     SetLen {
         /// The file.
         file: File<K, M>,
+    },
+    #[cfg(unix)]
+    /// A receive of a datagram is over.
+    #[doc(alias = "WSARecvFrom")]
+    RecvFrom {
+        /// The socket.
+        socket: UdpSocket<K, M>,
+        /// The buffer, holding the datagram, or several: see [`Received::datagrams`].
+        buf: Buf,
+        /// Who sent it, and what else is known of it. None if the receive failed, or was one
+        /// without room and has found something to receive.
+        received: Option<Received>,
+    },
+    #[cfg(unix)]
+    /// A send of a datagram, or of several, is over: the kernel has it.
+    #[doc(alias = "WSASendTo")]
+    SendTo {
+        /// The socket.
+        socket: UdpSocket<K, M>,
+        /// The buffer, as it was.
+        buf: Buf,
+    },
+    #[cfg(unix)]
+    /// What the network says of a datagram that was sent earlier.
+    Icmp {
+        /// The socket.
+        socket: UdpSocket<K, M>,
+        /// What it says. None if there is no more to come, and the result says why.
+        error: Option<IcmpError>,
     },
     /// A value that was posted.
     #[doc(alias = "PostQueuedCompletionStatus")]
@@ -785,19 +842,16 @@ impl<K, M> PortShared<K, M> {
         completion: Completion,
         kept: Option<Arc<HandleShared<K, M>>>,
     ) -> Option<Packet<K, M>> {
+        let repeated = repeated(&completion);
         let Completion { bytes, status, more, accepted, buffer, silent, operation, .. } =
             completion;
         let block = operation.cast::<Block<K, M>>();
         let (handle, payload, context);
         if more {
-            // The block is in flight again: nothing of it may be touched. Only these two go on.
+            // The block is in flight again: nothing of it may be touched. Only these go on.
             handle = kept?;
             context = None;
-            payload = if accepted.is_some() {
-                Payload::Accept { repeat: true }
-            } else {
-                Payload::RecvEach
-            };
+            payload = repeated?;
         } else {
             // SAFETY: its last completion gives the block to us.
             let fields = unsafe { &mut *block };
@@ -847,15 +901,15 @@ impl<K, M> PortShared<K, M> {
             Payload::RecvMessage(buf, parcel) => {
                 let buf = buffer.map_or(buf, Buf::from);
                 let datagram = parcel.is_datagram();
-                let message = Received::new(parcel);
+                let message = Ancillary::new(parcel);
                 if datagram {
-                    Op::RecvFrom { socket: Datagram::from_shared(handle), buf, message }
+                    Op::RecvDatagram { socket: Datagram::from_shared(handle), buf, message }
                 } else {
                     Op::RecvMessage { stream: stream(handle), buf, message }
                 }
             }
             Payload::SendMessage(buf, parcel) if parcel.is_datagram() => {
-                Op::SendTo { socket: Datagram::from_shared(handle), buf }
+                Op::SendDatagram { socket: Datagram::from_shared(handle), buf }
             }
             Payload::SendMessage(buf, _) => Op::Send { stream: stream(handle), buf },
             Payload::Accept { .. } => accept(handle, accepted, None),
@@ -875,10 +929,24 @@ impl<K, M> PortShared<K, M> {
             Payload::Sync { .. } => Op::Sync { file: file(handle) },
             Payload::Allocate { .. } => Op::Allocate { file: file(handle) },
             Payload::Truncate(_) => Op::SetLen { file: file(handle) },
+            #[cfg(unix)]
+            Payload::Udp(work) => work.into_op(handle, buffer, completion.told),
             Payload::Idle | Payload::Posted => unreachable!("never started on a handle"),
         };
         Some(Packet { op, result, bytes, context, more, turn: Turn(serial) })
     }
+}
+
+/// What an operation works with that goes on after this completion.
+fn repeated(completion: &Completion) -> Option<Payload> {
+    #[cfg(unix)]
+    if let Some(told) = completion.told {
+        return completion.more.then(|| Payload::Udp(udp::Work::of(told)));
+    }
+    completion.more.then_some(match completion.accepted {
+        Some(_) => Payload::Accept { repeat: true },
+        None => Payload::RecvEach,
+    })
 }
 
 fn accept<K, M>(

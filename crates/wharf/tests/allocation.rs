@@ -118,7 +118,9 @@ fn operations_allocate_nothing_in_the_steady_state() {
             socket.send_to("ping", to).unwrap();
             drop(next(&port));
             socket.recv_from(Buf::pooled()).unwrap();
-            let Op::RecvFrom { buf, message, .. } = next(&port).op else { panic!("no datagram") };
+            let Op::RecvDatagram { buf, message, .. } = next(&port).op else {
+                panic!("no datagram")
+            };
             assert!(&*buf == b"ping" && message.from().is_some());
         };
         assert_eq!(allocations(datagrams), 0, "datagrams");
@@ -137,5 +139,33 @@ fn operations_allocate_nothing_in_the_steady_state() {
         };
         assert_eq!(allocations(files), 0, "a file");
         std::fs::remove_file(path).unwrap();
+    }
+}
+
+/// The same for UDP, with marks.
+#[cfg(unix)]
+#[test]
+fn datagrams_allocate_nothing_in_the_steady_state() {
+    for builder in [Builder::new(), Builder::new().driver(wharf::Driver::Epoll)] {
+        let port: Port<(), u64> = builder.concurrency(1).build().unwrap();
+        let socket = port.bind_udp("127.0.0.1:0", ()).unwrap();
+        let to = socket.local_addr().unwrap();
+        let marked = wharf::Envelope::to(to).hop_limit(3);
+        let single = || {
+            socket.send_to("ping", marked).unwrap();
+            drop(next(&port));
+            socket.recv(Buf::pooled()).unwrap();
+            let Op::RecvFrom { buf, received, .. } = next(&port).op else { panic!("no datagram") };
+            assert!(&*buf == b"ping" && received.is_some_and(|received| received.from == to));
+        };
+        assert_eq!(allocations(single), 0, "single receives");
+        socket.recv_each().unwrap();
+        let each = || {
+            socket.send_to("ping", to).unwrap();
+            for _ in 0..2 {
+                drop(next(&port));
+            }
+        };
+        assert_eq!(allocations(each), 0, "a repeated receive");
     }
 }

@@ -11,6 +11,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+#[cfg(unix)]
+use super::datagram::Datagrams;
 use super::{
     operation::{Direction, NO_BUFFER, Operation, State},
     port::{Entry, Shared},
@@ -18,7 +20,9 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     sync::lock,
-    sys::{self, Identity, Kind, NO_DESCRIPTOR, OwnedDescriptor, RawDescriptor, Registration},
+    sys::{
+        self, Identity, Kind, NO_DESCRIPTOR, OwnedDescriptor, RawDescriptor, Registration, Step,
+    },
 };
 
 /// Operations of one direction: one in the kernel, the others behind it. Where there is no order,
@@ -29,11 +33,15 @@ struct Queue {
     first: *mut Operation,
     last: *mut Operation,
     length: u32,
+    /// How many packets of this direction stand in the port's queue, and must be taken before the
+    /// next one's.
+    early: u32,
 }
 
 impl Queue {
     const fn new() -> Self {
-        Self { current: ptr::null_mut(), first: ptr::null_mut(), last: ptr::null_mut(), length: 0 }
+        let none = ptr::null_mut();
+        Self { current: none, first: none, last: none, length: 0, early: 0 }
     }
 
     /// # Safety
@@ -129,6 +137,8 @@ impl Queue {
 pub(crate) struct Queues {
     input: Queue,
     output: Queue,
+    #[cfg(unix)]
+    errors: Queue,
     /// Finished operations of a serial handle whose packets wait for the one that is out.
     deferred: Queue,
     /// Accepts that have their connection and wait for its first data, and what has no order.
@@ -153,8 +163,10 @@ pub struct Handle {
     identity: Identity,
     registration: Registration,
     key: usize,
-    port: Arc<Shared>,
+    pub(super) port: Arc<Shared>,
     state: Mutex<Queues>,
+    #[cfg(unix)]
+    pub(super) datagrams: Datagrams,
 }
 
 // SAFETY: the operations in the queues are reached only under the lock, and the contract of
@@ -175,6 +187,8 @@ impl Handle {
         let state = Queues {
             input: Queue::new(),
             output: Queue::new(),
+            #[cfg(unix)]
+            errors: Queue::new(),
             deferred: Queue::new(),
             floating: Queue::new(),
             serial: false,
@@ -184,7 +198,17 @@ impl Handle {
             emptied: false,
             lane,
         };
-        Self { fd, identity, registration, key, port, state: Mutex::new(state) }
+        let state = Mutex::new(state);
+        Self {
+            fd,
+            identity,
+            registration,
+            key,
+            port,
+            state,
+            #[cfg(unix)]
+            datagrams: Datagrams::default(),
+        }
     }
 
     /// What the descriptor leads to.
@@ -297,13 +321,24 @@ impl Handle {
                 // SAFETY: as above.
                 Direction::Unordered => unsafe { queue.append(operation) },
                 Direction::Out => queue.current = operation,
+                #[cfg(unix)]
+                Direction::Error => {
+                    self.hear_errors()?;
+                    queue.current = operation;
+                }
                 Direction::In => {
                     queue.current = operation;
                     // Something may have come since the last receive.
                     state.emptied = false;
                 }
             }
-            // SAFETY: it is in flight from here on, and we hold the lock.
+            // SAFETY: it is in flight from here on, and we hold the lock. What is sent goes to the
+            // kernel with whatever else this thread starts.
+            if direction != Direction::Out && unsafe { self.try_at_once(&mut state, operation) } {
+                self.port.count_started();
+                return Ok(Started::Pending);
+            }
+            // SAFETY: as above.
             match unsafe { self.submit(&mut state, operation) } {
                 Ok(lane) => foreign = lane,
                 Err(error) => {
@@ -350,6 +385,61 @@ impl Handle {
         Ok(if own == Some(lane) { None } else { Some(lane) })
     }
 
+    /// Tries to do an operation on a socket for datagrams without waiting. True: it is over, its
+    /// packet stands in the port's queue, and the next one may be tried.
+    ///
+    /// # Safety
+    ///
+    /// The operation is the current one of its direction on this handle, whose lock is held, with
+    /// good pointers and nothing outstanding.
+    unsafe fn try_at_once(&self, state: &mut Queues, operation: *mut Operation) -> bool {
+        /// The most parts of one send.
+        const PARTS: usize = 4;
+        // SAFETY: the caller's promise.
+        let op = unsafe { &mut *operation };
+        if !op.request.is_datagram() {
+            return false;
+        }
+        let lane = self.port.own_lane().unwrap_or(state.lane);
+        (state.lane, op.lane) = (lane, lane);
+        for _ in 0..PARTS {
+            if op.flags.pausing {
+                return false;
+            }
+            // SAFETY: the caller's promise.
+            match unsafe { self.port.lane(lane).attempt(op) } {
+                Some(Step::Again) => {}
+                Some(Step::Finish) => {
+                    if !op.request.repeats() {
+                        state.queue(op.request.direction()).current = ptr::null_mut();
+                    }
+                    self.deliver(state, op);
+                    return true;
+                }
+                _ => return false,
+            }
+        }
+        false
+    }
+
+    /// Puts the packet of an operation that is over into the port's queue.
+    fn deliver(&self, state: &mut Queues, op: &mut Operation) {
+        state.queue(op.request.direction()).early += 1;
+        op.flags.early = true;
+        op.set_state(State::Waiting);
+        self.port.enqueue(Entry::Ready(op));
+    }
+
+    /// Lets the packet of an operation that is over wait its turn, if others of its direction stand
+    /// in the port's queue that must be taken first.
+    pub(crate) fn queue_behind(&self, state: &mut Queues, op: &mut Operation) -> bool {
+        let behind = state.queue(op.request.direction()).early > 0;
+        if behind {
+            self.deliver(state, op);
+        }
+        behind
+    }
+
     /// Asks for one operation to be cancelled, from any thread. True: it was in flight. Its
     /// packet comes all the same, and may say that it had already succeeded.
     #[doc(alias = "CancelIoEx")]
@@ -388,13 +478,13 @@ impl Handle {
         let mut lanes = Vec::new();
         let mut state = lock(&self.state);
         // Those that wait go first, so that none of them starts when the current one ends.
-        for direction in [Direction::In, Direction::Out] {
+        for direction in Queues::ORDERED {
             while let Some(operation) = state.queue(direction).take_first() {
                 self.cancel_queued(operation);
                 count += 1;
             }
         }
-        let mut submitted = vec![state.input.current, state.output.current];
+        let mut submitted = Vec::from(Queues::ORDERED.map(|it| state.queue(it).current));
         let mut at = state.floating.first;
         while !at.is_null() {
             submitted.push(at);
@@ -426,7 +516,7 @@ impl Handle {
         if operation.is_null() {
             return (false, None);
         }
-        if state.input.remove(operation) || state.output.remove(operation) {
+        if Queues::ORDERED.into_iter().any(|it| state.queue(it).remove(operation)) {
             self.cancel_queued(operation);
             return (true, None);
         }
@@ -479,7 +569,8 @@ impl Handle {
     /// close(2) sends no FIN while a receive is pending, and completes none either: so it is
     /// shutdown that ends a connection, once nothing of it is in the kernel.
     fn shut_if_done(&self, state: &mut Queues) {
-        let pending = state.input.busy() || state.output.busy() || state.floating.length > 0;
+        let busy = Queues::ORDERED.into_iter().any(|it| state.queue(it).busy());
+        let pending = busy || state.floating.length > 0;
         if state.closing && !pending && !state.shut {
             state.shut = true;
             if self.kind() != Kind::Socket {
@@ -496,19 +587,30 @@ impl Handle {
             self.shut_if_done(state);
             return;
         }
-        for direction in [Direction::In, Direction::Out] {
+        for direction in Queues::ORDERED {
             if state.queue(direction).current == operation {
                 state.queue(direction).current = ptr::null_mut();
                 self.start_next(state, direction);
             }
         }
+        #[cfg(unix)]
+        self.stop_hearing(state.errors.busy());
         self.shut_if_done(state);
     }
 
     fn start_next(&self, state: &mut Queues, direction: Direction) {
-        while !state.queue(direction).busy() {
+        /// How many operations are done at once before other handles have their turn.
+        const BURST: usize = 32;
+        for round in 0.. {
+            if state.queue(direction).busy() {
+                return;
+            }
             let Some(next) = state.queue(direction).take_first() else { return };
             state.queue(direction).current = next;
+            // SAFETY: it was queued on this handle, so it is in flight, and we hold the lock.
+            if round < BURST && unsafe { self.try_at_once(state, next) } {
+                continue;
+            }
             // SAFETY: it was queued on this handle, so it is in flight, and we hold the lock. A
             // lane that is not ours is submitted by its holder or by the watch.
             match unsafe { self.submit(state, next) } {
@@ -539,9 +641,12 @@ impl Handle {
         if op.request.direction() == Direction::In {
             state.emptied = op.flags.emptied && op.bytes > 0;
         }
-        let again = op.request.repeats()
-            && op.status == 0
-            && (op.bytes > 0 || op.accepted != NO_DESCRIPTOR);
+        if std::mem::take(&mut op.flags.early) {
+            state.queue(op.request.direction()).early -= 1;
+        }
+        // A datagram may have no bytes.
+        let came = op.bytes > 0 || op.accepted != NO_DESCRIPTOR || op.request.is_datagram();
+        let again = op.request.repeats() && op.status == 0 && came;
         if !again {
             self.leave_queues(state, operation);
         }
@@ -577,6 +682,12 @@ impl Handle {
             op.set_state(State::Waiting);
             self.leave_queues(state, operation);
             self.port.enqueue(Entry::Ready(operation));
+            return;
+        }
+        let direction = op.request.direction();
+        // SAFETY: the caller's promise; and what goes on is the current one of its direction.
+        if unsafe { self.try_at_once(state, operation) } {
+            self.start_next(state, direction);
             return;
         }
         // SAFETY: the caller's promise.
@@ -639,14 +750,21 @@ pub(crate) enum Outcome {
 }
 
 impl Queues {
+    /// What keeps an order.
+    #[cfg(unix)]
+    const ORDERED: [Direction; 3] = [Direction::In, Direction::Out, Direction::Error];
+    /// What keeps an order.
+    #[cfg(not(unix))]
+    const ORDERED: [Direction; 2] = [Direction::In, Direction::Out];
+
     /// Whether an operation is in flight on this handle, its packet not yet on its way.
-    fn holds(&self, operation: *mut Operation) -> bool {
+    fn holds(&mut self, operation: *mut Operation) -> bool {
+        let mut holds = |direction| {
+            let queue = self.queue(direction);
+            queue.current == operation || queue.contains(operation)
+        };
         !operation.is_null()
-            && (self.input.current == operation
-                || self.output.current == operation
-                || self.input.contains(operation)
-                || self.output.contains(operation)
-                || self.floating.contains(operation))
+            && (Self::ORDERED.into_iter().any(&mut holds) || holds(Direction::Unordered))
     }
 
     pub(crate) fn is_serial(&self) -> bool {
@@ -657,6 +775,8 @@ impl Queues {
         match direction {
             Direction::In => &mut self.input,
             Direction::Out => &mut self.output,
+            #[cfg(unix)]
+            Direction::Error => &mut self.errors,
             Direction::Unordered => &mut self.floating,
         }
     }
@@ -667,6 +787,8 @@ impl Queues {
             + match direction {
                 Direction::In => self.input.length,
                 Direction::Out => self.output.length,
+                #[cfg(unix)]
+                Direction::Error => self.errors.length,
                 Direction::Unordered => 0,
             }
     }

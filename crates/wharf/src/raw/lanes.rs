@@ -665,6 +665,7 @@ impl Shared {
                 .map(|counters| counter(counters).load(Ordering::Relaxed))
                 .sum()
         };
+        let pools = || self.lanes().iter().flat_map(Lane::pools);
         Stats {
             concurrency: self.dispatch.lanes.len(),
             packets: self.sums([|tally| &tally.packets])[0],
@@ -677,8 +678,8 @@ impl Shared {
             queued: self.queued() + self.lanes().iter().map(Lane::requests_ready).sum::<usize>(),
             in_flight: self.in_flight(),
             kernel_entries: sum(|counters| &counters.entries),
-            starving: self.lanes().iter().map(|lane| lane.pool().starving()).sum(),
-            buffers_exhausted: self.lanes().iter().map(|lane| lane.pool().exhausted() as u64).sum(),
+            starving: pools().map(|pool| pool.starving()).sum(),
+            buffers_exhausted: pools().map(|pool| pool.exhausted() as u64).sum(),
         }
     }
 }

@@ -42,6 +42,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#[cfg(unix)]
+mod datagram;
 pub(crate) mod handle;
 pub(crate) mod operation;
 pub(crate) mod port;
@@ -60,6 +62,8 @@ cfg_select! {
 
 use std::{sync::Arc, time::Duration};
 
+#[cfg(unix)]
+pub use self::datagram::{Datagram, Told};
 use self::port::{Setup, Shared, deadline, left};
 pub use self::{
     handle::{Handle, Started},
@@ -121,6 +125,9 @@ pub struct Completion {
     pub accepted: Option<OwnedSocket>,
     /// The pooled buffer that holds the data of a pooled receive.
     pub buffer: Option<Pooled>,
+    /// What else there is to say of a datagram.
+    #[cfg(unix)]
+    pub told: Option<Told>,
     pub(crate) silent: bool,
     /// The handle lets no other packet out until this one is released.
     pub(crate) serial: bool,
@@ -139,6 +146,8 @@ impl Completion {
             more: false,
             accepted: None,
             buffer: None,
+            #[cfg(unix)]
+            told: None,
             silent: false,
             serial: false,
         }

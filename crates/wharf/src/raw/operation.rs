@@ -21,6 +21,8 @@ use std::{
     time::Duration,
 };
 
+#[cfg(unix)]
+use super::Datagram;
 use super::Handle;
 use crate::sys::{
     Header, Message, MessageHeader, NO_DESCRIPTOR, RawDescriptor, Slice, Transmission,
@@ -117,6 +119,45 @@ pub enum Request {
     Shutdown {
         /// Which direction.
         how: Shutdown,
+    },
+    #[cfg(unix)]
+    /// Receive one datagram into a buffer of the caller's. What does not fit is lost.
+    #[doc(alias = "WSARecvMsg")]
+    #[doc(alias = "WSARecvFrom")]
+    ReceiveFrom {
+        /// Where to put the bytes.
+        buffer: *mut u8,
+        /// How many bytes fit.
+        length: usize,
+        /// Where to put what else there is to say of it.
+        datagram: *mut Datagram,
+    },
+    #[cfg(unix)]
+    /// The same into a buffer of the port's pool for datagrams.
+    ReceiveFromPooled {
+        /// Start the next receive by itself when one completes: completions then carry
+        /// [`Completion::more`](super::Completion::more) until the last.
+        repeat: bool,
+        /// As for `ReceiveFrom`.
+        datagram: *mut Datagram,
+    },
+    #[cfg(unix)]
+    /// Send a buffer as one datagram, or as several.
+    #[doc(alias = "WSASendMsg")]
+    #[doc(alias = "WSASendTo")]
+    SendTo {
+        /// The bytes to send.
+        buffer: *const u8,
+        /// How many.
+        length: usize,
+        /// To whom, and how.
+        datagram: *mut Datagram,
+    },
+    #[cfg(unix)]
+    /// Receive what the network says of datagrams that were sent, again and again.
+    ReceiveError {
+        /// Where to put it.
+        datagram: *mut Datagram,
     },
     /// Read from a file into a buffer of the caller's, as much as fits. Completes with less only
     /// at the end of the file, and with 0 beyond it.
@@ -249,6 +290,9 @@ pub(crate) enum Direction {
     In,
     /// The same, apart from `In`.
     Out,
+    #[cfg(unix)]
+    /// The same, for what the network says of datagrams that were sent.
+    Error,
     /// All reach the kernel at once, and are over in any order.
     Unordered,
 }
@@ -283,17 +327,25 @@ impl Request {
             | Self::Sync { .. }
             | Self::Allocate { .. }
             | Self::Truncate { .. } => Direction::Unordered,
+            #[cfg(unix)]
+            Self::ReceiveFrom { .. } | Self::ReceiveFromPooled { .. } => Direction::In,
+            #[cfg(unix)]
+            Self::SendTo { .. } => Direction::Out,
+            #[cfg(unix)]
+            Self::ReceiveError { .. } => Direction::Error,
         }
     }
 
     /// Whether it takes a buffer of the pool.
     pub(crate) fn is_pooled(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::ReceivePooled { .. }
-                | Self::ReadPooled { .. }
-                | Self::ReceiveMessage { pooled: true, .. }
-        )
+            | Self::ReadPooled { .. }
+            | Self::ReceiveMessage { pooled: true, .. } => true,
+            #[cfg(unix)]
+            Self::ReceiveFromPooled { .. } => true,
+            _ => false,
+        }
     }
 
     #[cfg(unix)]
@@ -305,7 +357,38 @@ impl Request {
     }
 
     pub(crate) fn repeats(&self) -> bool {
-        matches!(self, Self::ReceivePooled { repeat: true } | Self::Accept { repeat: true })
+        match self {
+            Self::ReceivePooled { repeat } | Self::Accept { repeat } => *repeat,
+            #[cfg(unix)]
+            Self::ReceiveFromPooled { repeat, .. } => *repeat,
+            #[cfg(unix)]
+            Self::ReceiveError { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether it is about a datagram of UDP.
+    #[cfg(unix)]
+    pub(crate) fn is_datagram(&self) -> bool {
+        self.datagram().is_some()
+    }
+
+    /// Whether it is about a datagram of UDP, which there is nothing for here.
+    #[cfg(not(unix))]
+    pub(crate) fn is_datagram(&self) -> bool {
+        false
+    }
+
+    /// What a datagram is received or sent with.
+    #[cfg(unix)]
+    pub(crate) fn datagram(&self) -> Option<*mut Datagram> {
+        match *self {
+            Self::ReceiveFrom { datagram, .. }
+            | Self::ReceiveFromPooled { datagram, .. }
+            | Self::SendTo { datagram, .. }
+            | Self::ReceiveError { datagram } => Some(datagram),
+            _ => None,
+        }
     }
 }
 
@@ -374,6 +457,8 @@ pub(crate) struct Flags {
     pub(crate) cancelling: bool,
     /// Its deferred packet is the next of its serial handle.
     pub(crate) promised: bool,
+    /// Its packet stands in the port's queue, before those of what its direction does next.
+    pub(crate) early: bool,
 }
 
 pub(crate) const NO_BUFFER: u32 = u32::MAX;
@@ -405,6 +490,7 @@ impl Operation {
                 requested: false,
                 cancelling: false,
                 promised: false,
+                early: false,
             },
         }
     }

@@ -15,6 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[cfg(unix)]
+use super::Told;
 use super::{
     Completion, Wait,
     dispatch::{Dispatch, Place},
@@ -40,10 +42,16 @@ pub(crate) struct Setup {
     pub(crate) submissions: u32,
     pub(crate) pool_count: u16,
     pub(crate) pool_size: usize,
+    #[cfg(unix)]
+    pub(crate) datagram_pool_count: u16,
+    #[cfg(unix)]
+    pub(crate) datagram_pool_size: usize,
     pub(crate) queue_limit: u32,
     pub(crate) post_limit: usize,
     pub(crate) without_provided_buffers: bool,
     pub(crate) without_cooperative: bool,
+    #[cfg(unix)]
+    pub(crate) without_offload: bool,
     pub(crate) watch: bool,
 }
 
@@ -153,6 +161,18 @@ impl Shared {
             }));
         }
         Ok(port)
+    }
+
+    /// Whether datagrams are left to the kernel to cut, if it can.
+    #[cfg(unix)]
+    pub(crate) fn offloads(&self) -> bool {
+        !self.setup.without_offload && sys::cuts_datagrams()
+    }
+
+    /// How many bytes fit into a pooled buffer for datagrams.
+    #[cfg(unix)]
+    pub(crate) fn datagram_room(&self) -> usize {
+        self.setup.datagram_pool_size
     }
 
     pub(crate) fn queue_limit(&self) -> u32 {
@@ -338,6 +358,7 @@ impl Shared {
                 lane.pool_of(op).starve(operation, again);
                 return None;
             }
+            Step::Finish if handle.queue_behind(&mut state, op) => return None,
             Step::Finish => {}
         }
         // SAFETY: as above.
@@ -416,6 +437,11 @@ impl Shared {
         if op.buffer != NO_BUFFER {
             let pool = self.lane(op.lane).pool_of(op).clone();
             completion.buffer = Some(Pooled::new(pool, op.buffer, op.bytes));
+        }
+        #[cfg(unix)]
+        {
+            // SAFETY: in flight, nothing outstanding, and the lock is held.
+            completion.told = unsafe { Told::of(op) };
         }
         op.next_round();
         if outcome == Outcome::More {

@@ -3,7 +3,9 @@
 use std::{io, sync::Arc, time::Duration};
 
 pub(crate) use super::uring::{Provided, is_transient, probe::probe, refusal};
-use super::{Event, Kind, OwnedDescriptor, Popped, Step, epoll, pool::Pool, transmit::Chunks, uring};
+use super::{
+    Event, Kind, OwnedDescriptor, Popped, Step, epoll, pool::Pool, transmit::Chunks, udp, uring,
+};
 use crate::{
     driver::{Choice, Driver},
     error::Error,
@@ -108,20 +110,20 @@ impl Lane {
         Ok((lanes, Choice { driver: Driver::Epoll, refused }))
     }
 
-    /// The buffers that receives in this lane take.
-    pub(crate) fn pool(&self) -> &Arc<Pool> {
-        driver!(self, lane => lane.pool())
-    }
-
-    /// Those that an operation takes, or has taken: the lane's, or the port's for transmissions.
+    /// Those buffers that an operation takes, or has taken: the lane's, for datagrams or for all
+    /// else, or the port's for transmissions.
     pub(crate) fn pool_of(&self, operation: &Operation) -> &Arc<Pool> {
-        self.chunks().pool_of(operation).unwrap_or_else(|| self.pool())
+        let [pool, datagrams, ..] = self.pools();
+        if operation.request.is_datagram() {
+            return datagrams;
+        }
+        self.chunks().pool_of(operation).unwrap_or(pool)
     }
 
     /// All from which operations in this lane take buffers.
-    pub(crate) fn pools(&self) -> [&Arc<Pool>; 3] {
+    pub(crate) fn pools(&self) -> [&Arc<Pool>; 4] {
         let [small, large] = self.chunks().pools();
-        [self.pool(), small, large]
+        driver!(self, lane => [lane.pool(), lane.datagrams(), small, large])
     }
 
     fn chunks(&self) -> &Chunks {
@@ -246,6 +248,17 @@ impl Lane {
     /// Wakes whoever waits in this lane, from any thread.
     pub(crate) fn wake(&self) -> io::Result<()> {
         driver!(self, lane => lane.wake())
+    }
+
+    /// Tries to do the next step of an operation on a socket for datagrams without waiting, before
+    /// it is pushed. None: it has to be.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::push`].
+    pub(crate) unsafe fn attempt(&self, op: &mut Operation) -> Option<Step> {
+        // SAFETY: the caller's promise.
+        unsafe { udp::attempt(op, self.pool_of(op)) }
     }
 
     /// Begins the next step of an operation.

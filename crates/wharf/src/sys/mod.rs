@@ -14,7 +14,9 @@
 //! | `Lane` | the driver, or an enum of several: chosen when a port is made, never per operation |
 //! | `Header` | what the driver keeps in the header of an operation |
 //! | `Slice` | an address and a length, as the system reads them |
-//! | `Message` | bytes, an address, and what travels along |
+//! | `Message` | bytes, an address, and what travels along, for Unix sockets |
+//! | `DatagramHeader` | addresses and marks of a datagram of UDP |
+//! | `udp` | what else UDP needs: options, and errors from the network |
 //! | `Registration` | what it knows of a handle's descriptor |
 //! | `Transmission` | a part of a file on its way to a socket |
 //! | `MessageHeader` | what it keeps with the slices of a vectored send |

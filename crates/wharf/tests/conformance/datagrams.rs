@@ -2,17 +2,17 @@
 
 use std::{net::UdpSocket, time::Duration};
 
-use wharf::{Address, Buf, ErrorKind, Received};
+use wharf::{Address, Ancillary, Buf, ErrorKind};
 
 use super::support::*;
 
 type Datagram = wharf::Datagram<u32, Token>;
 
 #[track_caller]
-fn datagram(packet: Packet) -> (Buf, Received) {
+fn datagram(packet: Packet) -> (Buf, Ancillary) {
     assert!(packet.result.is_ok(), "{:?}", packet.result);
     match packet.op {
-        Op::RecvFrom { buf, message, .. } => (buf, message),
+        Op::RecvDatagram { buf, message, .. } => (buf, message),
         other => panic!("not a datagram: {other:?}"),
     }
 }
@@ -45,7 +45,7 @@ fn datagrams_come_one_by_one_with_their_senders() {
             socket.send_to(buf, sender).unwrap();
             let packet = next(&port);
             assert_eq!(packet.result, Ok(5), "{kind}");
-            assert!(matches!(packet.op, Op::SendTo { .. }), "{kind}");
+            assert!(matches!(packet.op, Op::SendDatagram { .. }), "{kind}");
             let mut echo = [0; 9];
             assert_eq!(client.recv(&mut echo).unwrap(), 5, "{kind}");
             assert_eq!(&echo[..5], b"hello", "{kind}");
@@ -97,7 +97,7 @@ fn datagrams_that_cannot_be_sent_fail_alone() {
         socket.send_to(vec![1; 70_000], to()).unwrap();
         let packet = next(&port);
         assert_eq!(packet.result.unwrap_err().kind(), ErrorKind::InvalidInput);
-        let Op::SendTo { buf, .. } = packet.op else { panic!("{:?}", packet.op) };
+        let Op::SendDatagram { buf, .. } = packet.op else { panic!("{:?}", packet.op) };
         assert_eq!(buf.len(), 70_000);
         socket.send("without an address").unwrap();
         assert!(next(&port).result.is_err());

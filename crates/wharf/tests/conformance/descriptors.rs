@@ -9,23 +9,23 @@ use std::{
     },
 };
 
-use wharf::{Address, Buf, ErrorKind, Received};
+use wharf::{Address, Ancillary, Buf, ErrorKind};
 
 use super::{files::Folder, support::*};
 
 type Datagram = wharf::Datagram<u32, Token>;
 
 #[track_caller]
-fn datagram(packet: Packet) -> (Buf, Received) {
+fn datagram(packet: Packet) -> (Buf, Ancillary) {
     assert!(packet.result.is_ok(), "{:?}", packet.result);
     match packet.op {
-        Op::RecvFrom { buf, message, .. } => (buf, message),
+        Op::RecvDatagram { buf, message, .. } => (buf, message),
         other => panic!("not a datagram: {other:?}"),
     }
 }
 
 #[track_caller]
-fn message(packet: Packet) -> (Buf, Received) {
+fn message(packet: Packet) -> (Buf, Ancillary) {
     assert!(packet.result.is_ok(), "{:?}", packet.result);
     match packet.op {
         Op::RecvMessage { buf, message, .. } => (buf, message),
@@ -138,7 +138,7 @@ fn descriptors_that_nobody_takes_are_closed() {
         assert!(message.has_lost_descriptors());
         assert_eq!(message.take_descriptors().len(), 2);
         drop(message);
-        // Received by those who do not ask for them.
+        // Ancillary by those who do not ask for them.
         send(1);
         receiver.recv(vec![0; 9]).unwrap();
         assert!(matches!(next(&port).op, Op::Recv { .. }));
@@ -201,7 +201,7 @@ fn datagrams_of_this_machine_carry_descriptors() {
         for _ in 0..2 {
             let packet = next(&port);
             assert!(packet.result.is_ok(), "{:?}", packet.result);
-            if let Op::RecvFrom { buf, message, socket } = packet.op {
+            if let Op::RecvDatagram { buf, message, socket } = packet.op {
                 assert_eq!(*socket.key(), 1);
                 heard = Some((buf, message));
             }

@@ -11,6 +11,8 @@ mod datagrams;
 mod descriptors;
 mod files;
 mod lifecycle;
+#[cfg(unix)]
+mod network;
 mod operations;
 #[cfg(unix)]
 mod pipes;
@@ -22,3 +24,5 @@ mod support;
 mod tcp;
 #[cfg(unix)]
 mod transmit;
+#[cfg(unix)]
+mod udp;

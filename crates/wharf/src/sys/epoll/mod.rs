@@ -60,6 +60,7 @@ pub(crate) struct Lane {
     epoch: Instant,
     pool: Arc<Pool>,
     chunks: Chunks,
+    datagrams: Arc<Pool>,
 }
 
 /// What this driver knows of a handle's descriptor.
@@ -110,6 +111,11 @@ impl Lane {
                     epoch,
                     pool: Arc::new(Pool::new(setup.pool_count, setup.pool_size, None)?),
                     chunks: chunks.clone(),
+                    datagrams: Arc::new(Pool::new(
+                        setup.datagram_pool_count,
+                        setup.datagram_pool_size,
+                        None,
+                    )?),
                 })
             })
             .collect()
@@ -119,8 +125,20 @@ impl Lane {
         &self.pool
     }
 
+    pub(crate) fn datagrams(&self) -> &Arc<Pool> {
+        &self.datagrams
+    }
+
     pub(crate) fn chunks(&self) -> &Chunks {
         &self.chunks
+    }
+
+    /// The pool from which an operation takes its buffer.
+    fn pool_of(&self, op: &Operation) -> &Arc<Pool> {
+        if op.request.is_datagram() {
+            return &self.datagrams;
+        }
+        self.chunks.pool_of(op).unwrap_or(&self.pool)
     }
 
     fn poller(&self) -> &Poller {
@@ -393,7 +411,7 @@ impl Lane {
         op.lane = self.number;
         loop {
             if op.buffer == NO_BUFFER && op.request.is_pooled() {
-                match self.pool.take() {
+                match self.pool_of(op).take() {
                     Some(id) => op.buffer = u32::from(id),
                     None => return Ok(Attempt::Starves),
                 }
@@ -405,7 +423,7 @@ impl Lane {
                     return Ok(Attempt::Starves);
                 }
             }
-            let call = Call::of(op, self.chunks.pool_of(op).unwrap_or(&self.pool));
+            let call = Call::of(op, self.pool_of(op));
             let Some(token) = Self::token(op) else {
                 self.start_clock(op);
                 // SAFETY: the caller's promise.
@@ -464,8 +482,7 @@ impl Lane {
 
     fn give_back(&self, op: &mut Operation) {
         if op.buffer != NO_BUFFER {
-            let pool = self.chunks.pool_of(op).unwrap_or(&self.pool);
-            pool.give_back(u16::try_from(op.buffer).unwrap_or(0));
+            self.pool_of(op).give_back(u16::try_from(op.buffer).unwrap_or(0));
             op.buffer = NO_BUFFER;
         }
     }

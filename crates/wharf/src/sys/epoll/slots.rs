@@ -61,9 +61,9 @@ struct State {
     /// A receive that did not fill its buffer does not mean that the socket is empty.
     careful: bool,
     /// How often it became ready, for each direction.
-    edges: [u32; 2],
+    edges: [u32; 3],
     /// The operation of each direction that waits.
-    waiting: [*mut Operation; 2],
+    waiting: [*mut Operation; 3],
 }
 
 // SAFETY: the operations are only stored here, never followed.
@@ -75,8 +75,8 @@ const EMPTY: State = State {
     lane: NOWHERE,
     readable: false,
     careful: false,
-    edges: [0; 2],
-    waiting: [ptr::null_mut(); 2],
+    edges: [0; 3],
+    waiting: [ptr::null_mut(); 3],
 };
 
 /// How an operation waits now.
@@ -112,6 +112,7 @@ fn index(direction: Direction) -> usize {
     match direction {
         Direction::In => 0,
         Direction::Out => 1,
+        Direction::Error => 2,
         Direction::Unordered => unreachable!("it waits for no readiness"),
     }
 }
@@ -256,7 +257,7 @@ impl Registry {
         // data makes receives end early.
         state.careful |= is(libc::EPOLLRDHUP | libc::EPOLLPRI) || over;
         state.readable |= readable;
-        for (side, ready) in [(0, readable), (1, is(libc::EPOLLOUT) || over)] {
+        for (side, ready) in [(0, readable), (1, is(libc::EPOLLOUT) || over), (2, over)] {
             if ready {
                 state.edges[side] = state.edges[side].wrapping_add(1);
                 let operation = std::mem::replace(&mut state.waiting[side], ptr::null_mut());

@@ -6,6 +6,7 @@ use super::{
     NO_DESCRIPTOR, RawDescriptor, file,
     progress::{MAX_BYTES, message},
     transmit::Next,
+    udp,
 };
 use crate::{
     raw::{
@@ -82,6 +83,10 @@ impl Call {
         // asked for, so what is left lies inside the same buffer.
         let result = unsafe {
             match self.request {
+                Request::ReceiveFrom { .. }
+                | Request::ReceiveFromPooled { .. }
+                | Request::ReceiveError { .. }
+                | Request::SendTo { .. } => return udp::call(fd, self.request, done, self.pooled),
                 Request::Receive { length: 0, .. } | Request::Readable => return readable(fd),
                 Request::Receive { .. } | Request::ReceivePooled { .. } => {
                     let (buffer, length) = match self.request {

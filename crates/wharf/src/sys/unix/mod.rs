@@ -8,6 +8,7 @@ mod fork;
 mod mapping;
 pub(crate) mod progress;
 pub(crate) mod transmit;
+pub(crate) mod udp;
 
 use std::{
     collections::HashSet,
@@ -31,6 +32,7 @@ pub(crate) use self::{
     fork::ForkGuard,
     mapping::Mapping,
     progress::attempt,
+    udp::{DatagramHeader, cuts_datagrams, is_ipv6},
 };
 use crate::{
     error::ErrorKind,

@@ -3,7 +3,7 @@
 
 use std::{io, time::Duration};
 
-use super::{NO_DESCRIPTOR, transmit};
+use super::{NO_DESCRIPTOR, transmit, udp};
 use crate::{
     raw::operation::{Gather, Operation, Request},
     sys::{Kind, Step},
@@ -65,6 +65,15 @@ pub(crate) unsafe fn evaluate(op: &mut Operation) -> Step {
             // SAFETY: the message lives as long as the operation.
             if unsafe { (*message).advance(done) } { go_on(op) } else { Step::Finish }
         }
+        Request::SendTo { length, .. } => {
+            op.bytes += done;
+            op.system.step = 0;
+            if op.bytes < length { go_on(op) } else { Step::Finish }
+        }
+        Request::ReceiveFrom { .. }
+        | Request::ReceiveFromPooled { .. }
+        // SAFETY: the caller's promise.
+        | Request::ReceiveError { .. } => unsafe { udp::came(op, done) },
         Request::AcceptFirst { .. } if op.accepted == NO_DESCRIPTOR => {
             op.accepted = op.system.result;
             op.system.restart_clock();
@@ -154,6 +163,24 @@ fn evaluate_error(op: &mut Operation, errno: i32) -> Step {
             | libc::ENETUNREACH,
             _,
         ) if accepting => go_on(op),
+        // The socket tells what an earlier datagram has met; this one has not been sent.
+        (_, Request::SendTo { .. })
+            if op.system.step == 0 && udp::is_of_an_earlier_send(errno) =>
+        {
+            op.system.step = 1;
+            go_on(op)
+        }
+        // A card that cannot cut datagrams says EIO; EINVAL: they are too large for its packets.
+        (libc::EIO | libc::EINVAL | libc::EMSGSIZE, Request::SendTo { datagram, .. })
+            // SAFETY: nothing is outstanding, so nobody else uses the datagram, which lives as long
+            // as the operation; its handle does, too.
+            if unsafe {
+                (*op.handle).refuse_offload(errno == libc::EIO);
+                (*datagram).system.give_up_offload()
+            } =>
+        {
+            go_on(op)
+        }
         (libc::EAGAIN, _) => pause(op, BUSY_PAUSE),
         _ => fail(op, errno),
     }

@@ -22,6 +22,7 @@ pub(crate) use self::{provided::Provided, ring::is_transient};
 use self::ring::{Cqe, Ring, RingSize, Sqe};
 use super::{
     Event, Kind, NO_DESCRIPTOR, Popped, Source, Step, file,
+    udp,
     pool::Pool,
     progress::{self, MAX_BYTES},
     transmit::{Chunks, Next},
@@ -146,6 +147,7 @@ pub(crate) struct Lane {
     ring: Ring,
     pool: Arc<Pool>,
     chunks: Chunks,
+    datagrams: Arc<Pool>,
     features: Features,
 }
 
@@ -212,11 +214,17 @@ impl Lane {
         let provided = provided.and_then(Result::ok);
         features.provided_buffers = provided.is_some();
         let pool = Pool::new(setup.pool_count, setup.pool_size, provided)?;
-        Ok(Self { ring, pool: Arc::new(pool), chunks, features })
+        let datagrams = Pool::new(setup.datagram_pool_count, setup.datagram_pool_size, None)?;
+        let (pool, datagrams) = (Arc::new(pool), Arc::new(datagrams));
+        Ok(Self { ring, pool, chunks, datagrams, features })
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+
+    pub(crate) fn datagrams(&self) -> &Arc<Pool> {
+        &self.datagrams
     }
 
     pub(crate) fn chunks(&self) -> &Chunks {
@@ -441,6 +449,18 @@ impl Lane {
                 // SAFETY: as above.
                 send_message(entry, unsafe { (*message).prepare(false) }, SEND_FLAGS)
             }
+            // Once it is readable, the call is made here: see `evaluate`.
+            Request::ReceiveFrom { .. } | Request::ReceiveFromPooled { .. } => poll_in(entry),
+            Request::ReceiveError { .. } => poll(entry, 0),
+            Request::SendTo { buffer, length, datagram } => {
+                // SAFETY: `bytes` never exceeds `length`, and the datagram lives as long as the
+                // operation (the contract of start).
+                let header = unsafe {
+                    let rest = buffer.add(op.bytes);
+                    (*datagram).system.for_send(rest, length - op.bytes)
+                };
+                send_message(entry, header, libc::MSG_NOSIGNAL)
+            }
             Request::Transmit { transmission } => {
                 // SAFETY: the transmission lives as long as the operation, whose handle's lock is
                 // held (the contract of start).
@@ -600,7 +620,11 @@ impl Lane {
         // It holds nothing, unless it is about to be filled.
         let empty = op.bytes == 0 && !(step == Step::Again && op.system.step == 1);
         if op.buffer != NO_BUFFER && self.chunks.lets_go(op, step).unwrap_or(empty) {
-            let pool = self.chunks.pool_of(op).unwrap_or(&self.pool);
+            let pool = if op.request.is_datagram() {
+                &self.datagrams
+            } else {
+                self.chunks.pool_of(op).unwrap_or(&self.pool)
+            };
             pool.give_back(u16::try_from(op.buffer).unwrap_or(0));
             op.buffer = NO_BUFFER;
         }
@@ -613,6 +637,11 @@ impl Lane {
     ///
     /// As for [`progress::evaluate`].
     unsafe fn evaluate(&self, op: &mut Operation) -> Step {
+        let ready = op.system.result >= 0 && !op.flags.pausing;
+        if ready && op.request.is_datagram() && op.request.direction() != Direction::Out {
+            // SAFETY: the caller's promise.
+            return unsafe { udp::ready(op, &self.datagrams) };
+        }
         if op.request.is_pooled() && !op.flags.pausing {
             match (op.system.result, op.system.step) {
                 (0.., 0) if !self.features.provided_buffers => {

@@ -185,6 +185,16 @@ impl Lane {
         [&self.pool]
     }
 
+    /// Tries to do the next step of an operation on a socket for datagrams at once: nothing does
+    /// that here.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::push`].
+    pub(crate) unsafe fn attempt(&self, _operation: &mut Operation) -> Option<Step> {
+        None
+    }
+
     /// Takes the descriptor of a handle in: its packets come to this port from here on.
     pub(crate) fn register(
         &self,
