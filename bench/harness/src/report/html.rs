@@ -84,14 +84,15 @@ pub fn plots(report: &Report) -> Vec<(String, String)> {
         let number: &mut usize = seen.entry(&outcome.scenario).or_default();
         *number += 1;
         for (what, svg) in of_outcome(outcome, &colours) {
-            plots.push((format!("{}-{number}-{what}", outcome.scenario), plot::standalone(&svg)));
+            let svg = plot::standalone(&outcome.title, &svg);
+            plots.push((format!("{}-{number}-{what}", outcome.scenario), svg));
         }
     }
     for scenario in seen.keys() {
         let outcomes: Vec<_> =
             report.outcomes.iter().filter(|it| it.scenario == **scenario).collect();
         for (what, svg) in against(&outcomes, &colours) {
-            plots.push((format!("{scenario}-{what}"), plot::standalone(&svg)));
+            plots.push((format!("{scenario}-{what}"), plot::standalone(scenario, &svg)));
         }
     }
     plots

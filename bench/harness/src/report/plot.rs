@@ -70,12 +70,33 @@ pub fn style() -> String {
     )
 }
 
-/// A plot as a file of its own, on a ground that is as light or dark as the reader likes it.
+/// A plot as a file of its own: with a heading, as it has no page around it, and on a ground that
+/// is as light or dark as the reader likes it.
 #[must_use]
-pub fn standalone(svg: &str) -> String {
+pub fn standalone(heading: &str, svg: &str) -> String {
+    const TOP: u32 = 28;
+    let size = |name: &str| -> Option<u32> {
+        let (_, after) = svg.split_once(&format!(" {name}=\""))?;
+        after.split_once('"')?.0.parse().ok()
+    };
+    let letters = u32::try_from(heading.chars().count()).unwrap_or(0);
+    // Wide enough for the heading too.
+    let width = size("width").unwrap_or(0).max(letters * 8);
+    let height = size("height").unwrap_or(0) + TOP;
     let ground = "svg{background:#fff}@media(prefers-color-scheme:dark){svg{background:#14171b}}";
-    let style = format!("<style>{}{ground}</style>", style());
-    svg.replacen('>', &format!(">{style}"), 1)
+    let heading = escaped(heading);
+    let inside = svg.replacen("<svg ", &format!("<svg y=\"{TOP}\" "), 1);
+    let style = style();
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
+         viewBox=\"0 0 {width} {height}\"><style>{style}{ground}</style>\
+         <text y=\"18\" font-size=\"13\" font-weight=\"600\" fill=\"var(--text)\">{heading}</text>\
+         {inside}</svg>\n"
+    )
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;")
 }
 
 /// One bar.
@@ -371,6 +392,6 @@ fn draw(
         paint(&root).and_then(|()| Ok(root.present()?)).expect("a string takes everything");
     }
     // For those who do not see it.
-    let title = title.replace(['<', '&', '"'], " ");
+    let title = escaped(title);
     with_names(svg).replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{title}\" "), 1)
 }
