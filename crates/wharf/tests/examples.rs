@@ -180,3 +180,22 @@ fn blocking() {
     assert_eq!(declared[1], "yes");
     assert!(number(declared, 2) > 0, "{rows:?}");
 }
+
+#[test]
+fn udp_echo() {
+    let Some(mut command) = example("udp_echo") else { return };
+    let mut server = Running(command.arg("127.0.0.1:0").spawn().expect("it starts"));
+    let mut out = BufReader::new(server.0.stdout.take().expect("a pipe"));
+    let mut line = String::new();
+    out.read_line(&mut line).expect("a line");
+    let address = line.strip_prefix("listening udp ").expect("where it listens").trim();
+    let client = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    client.set_read_timeout(Some(PATIENCE)).expect("a deadline");
+    client.connect(address).expect("an address");
+    for text in ["one", "two", ""] {
+        client.send(text.as_bytes()).expect("sent");
+        let mut echo = [0; 9];
+        let length = client.recv(&mut echo).expect("an echo");
+        assert_eq!(&echo[..length], text.as_bytes());
+    }
+}
