@@ -54,6 +54,7 @@ pub(crate) enum Command {
   wharf serve --tcp 127.0.0.1:7000
   wharf serve --tcp 0.0.0.0:7000 --tcp [::]:7001 --workers 16
   wharf serve --tcp 127.0.0.1:0 --service block --size 64 --json
+  wharf serve --tcp 127.0.0.1:8080 --files public
 
 When it is ready it prints a line per listener, `listening tcp 127.0.0.1:7000`; with port 0 the
 system chooses the port.
@@ -66,6 +67,14 @@ pub(crate) struct Serve {
     /// Where to listen; may be given more than once
     #[arg(long, value_name = "ADDR", required = true, value_parser = address)]
     pub(crate) tcp: Vec<String>,
+
+    /// Serve the files below a folder over HTTP/1.1, and nothing beyond it
+    #[arg(long, value_name = "DIR", conflicts_with = "service")]
+    pub(crate) files: Option<PathBuf>,
+
+    /// With --files: how long a client may take to ask for something, or to take what it gets
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds_to_run)]
+    pub(crate) idle: Duration,
 
     /// What to do with what comes
     #[arg(long, value_enum, default_value_t = Service::Echo)]

@@ -1,9 +1,12 @@
 //! `wharf serve`.
 //!
-//! The workers handle packets, see [`service`]; beside them one thread looks after signals, the
-//! drain and peers that do not read, see [`supervisor`].
+//! The workers handle packets, see [`service`] and, for files, [`files`]; beside them one thread
+//! looks after signals, the drain, and peers that say or read nothing, see [`supervisor`].
 
+mod files;
+mod http;
 mod service;
+mod site;
 mod supervisor;
 
 use std::{
@@ -19,10 +22,13 @@ use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
 };
+use socket2::SockRef;
 use wharf::{Builder, Port, Stats};
 
 use self::{
+    files::Files,
     service::{Key, Server, Totals},
+    site::Site,
     supervisor::{Supervisor, Verdict},
 };
 use crate::{
@@ -43,6 +49,10 @@ pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
     // Before anything says that we are ready: from then on a signal means a drain.
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot handle signals")?;
 
+    let site = options.files.as_ref().map(|folder| {
+        Site::new(folder).with_context(|| format!("cannot serve {}", folder.display()))
+    });
+    let site = site.transpose()?;
     let port: Port<Key> = Builder::new()
         .concurrency(options.concurrency)
         .pool(options.buffers, BUFFER_BYTES)
@@ -56,6 +66,12 @@ pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
         let listener = port
             .listen(&*found, Key::Listener)
             .with_context(|| format!("cannot listen on {address}"))?;
+        if site.is_some() {
+            // Connections have it from their listener: one that takes nothing ends.
+            SockRef::from(&listener)
+                .set_tcp_user_timeout(Some(options.idle))
+                .context("cannot limit how long a client takes")?;
+        }
         totals.listening();
         listener.accept().with_context(|| format!("cannot accept on {address}"))?;
         listeners.push(listener);
@@ -65,13 +81,16 @@ pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
     }
 
     let begin = Instant::now();
-    let server = Server::new(options.service, options.size, totals.clone());
+    let idle = site.is_some().then_some(options.idle);
+    let files = site.map(|site| Files::new(site, totals.clone()));
+    let server = Server::new(options.service, options.size, files, totals.clone());
     let workers = workers(options, port.stats().concurrency);
     let supervisor = Supervisor {
         port: &port,
         listeners,
         totals: &totals,
         service: options.service,
+        idle,
         patience: options.drain,
     };
     let end_of_signals = signals.handle();
@@ -133,6 +152,8 @@ fn drained(verdict: &Verdict, summary: &Summary) -> String {
 struct Summary {
     seconds: f64,
     connections: Connections,
+    /// For files.
+    requests: u64,
     bytes_received: u64,
     bytes_sent: u64,
     concurrency: usize,
@@ -163,6 +184,7 @@ impl Summary {
                 failed: ended.failed,
                 cut: ended.cut,
             },
+            requests: totals.requests(),
             bytes_received: ended.received,
             bytes_sent: ended.sent,
             concurrency: stats.concurrency,

@@ -17,6 +17,7 @@ use std::{
 use rustix::time::{ClockId, clock_gettime};
 use wharf::{Buf, Incoming, Listener, Op, Packet, Result, Stream};
 
+use super::files::{Exchange, Files, Then};
 use crate::cli::Service;
 
 /// How long an accept that failed pauses before the next.
@@ -41,6 +42,8 @@ pub(super) struct Connection {
     seen: AtomicU64,
     /// The supervisor has asked for the end.
     ending: AtomicBool,
+    /// Requests and answers, if it is files that are served.
+    exchange: Option<Box<Exchange>>,
     totals: Arc<Totals>,
 }
 
@@ -54,7 +57,7 @@ enum Fate {
 }
 
 impl Connection {
-    fn new(totals: Arc<Totals>) -> Self {
+    fn new(totals: Arc<Totals>, exchange: Option<Box<Exchange>>) -> Self {
         totals.accepted.fetch_add(1, Ordering::Relaxed);
         Self {
             received: AtomicU64::new(0),
@@ -63,6 +66,7 @@ impl Connection {
             moved: AtomicBool::new(false),
             seen: AtomicU64::new(u64::MAX),
             ending: AtomicBool::new(false),
+            exchange,
             totals,
         }
     }
@@ -71,8 +75,11 @@ impl Connection {
         self.fate.store(fate as u8, Ordering::Relaxed);
     }
 
-    /// Whether something that was received has not been sent yet.
+    /// Whether something that was received has not been sent yet, or not answered.
     pub(super) fn owes(&self) -> bool {
+        if let Some(exchange) = &self.exchange {
+            return exchange.owes();
+        }
         self.sent.load(Ordering::Relaxed) != self.received.load(Ordering::Relaxed)
     }
 
@@ -86,6 +93,16 @@ impl Connection {
         let moved =
             self.received.load(Ordering::Relaxed).wrapping_add(self.sent.load(Ordering::Relaxed));
         self.seen.swap(moved, Ordering::Relaxed) == moved
+    }
+
+    /// Whether its peer has not asked for anything for so long. It is to be closed then, and has
+    /// finished.
+    pub(super) fn expires(&self, idle: Duration) -> bool {
+        let expires = self.exchange.as_ref().is_some_and(|exchange| exchange.is_idle_for(idle));
+        if expires {
+            self.end(Fate::Finished);
+        }
+        expires
     }
 
     /// Says that the end will be asked for. False: it has been.
@@ -135,6 +152,7 @@ pub(super) struct Totals {
     accepted: AtomicU64,
     listeners: AtomicUsize,
     draining: AtomicBool,
+    requests: AtomicU64,
     ended: Mutex<Ended>,
 }
 
@@ -159,6 +177,19 @@ impl Totals {
         self.draining.store(true, Ordering::SeqCst);
     }
 
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Requests for files so far.
+    pub(super) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
     pub(super) fn accepted(&self) -> u64 {
         self.accepted.load(Ordering::Relaxed)
     }
@@ -178,22 +209,64 @@ impl Totals {
     }
 }
 
+/// Handles a packet of a connection on which files are served.
+fn serve_file(files: &Files, op: Op<Key>, bytes: usize, result: Result<usize>) -> Result<()> {
+    let stream = match &op {
+        Op::Recv { stream, .. } | Op::Send { stream, .. } | Op::Transmit { stream, .. } => {
+            stream.clone()
+        }
+        _ => return Ok(()),
+    };
+    let Key::Connection(connection) = stream.key() else { return Ok(()) };
+    let Some(exchange) = &connection.exchange else { return Ok(()) };
+    let then = if let Op::Recv { buf, .. } = op {
+        add(&connection.received, bytes);
+        files.received(&stream, exchange, buf, result)
+    } else {
+        add(&connection.sent, bytes);
+        files.sent(&stream, exchange, result)
+    };
+    match then {
+        Ok(Then::GoesOn) => {}
+        Ok(Then::Ended) => connection.end(Fate::Finished),
+        // Closed by us: its fate is known.
+        Err(error) if error.is_closed() || error.is_cancelled() => return Err(error),
+        Err(error) => {
+            connection.end(Fate::Failed);
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
 /// Handles the packets of all connections.
 #[derive(Debug)]
 pub(super) struct Server {
     service: Service,
     size: usize,
+    /// Instead of the service.
+    files: Option<Files>,
     totals: Arc<Totals>,
 }
 
 impl Server {
-    pub(super) fn new(service: Service, size: usize, totals: Arc<Totals>) -> Self {
-        Self { service, size, totals }
+    pub(super) fn new(
+        service: Service,
+        size: usize,
+        files: Option<Files>,
+        totals: Arc<Totals>,
+    ) -> Self {
+        Self { service, size, files, totals }
     }
 
     /// Handles a packet. An error has ended its connection.
     pub(super) fn handle(&self, packet: Packet<Key>) -> Result<()> {
         let Packet { op, result, bytes, more, .. } = packet;
+        if let Some(files) = &self.files
+            && !matches!(op, Op::Accept { .. })
+        {
+            return serve_file(files, op, bytes, result);
+        }
         let (stream, outcome) = match op {
             Op::Recv { stream, buf } => {
                 let outcome = self.received(&stream, buf, bytes, result);
@@ -225,9 +298,11 @@ impl Server {
     ) -> Result<()> {
         let mut outcome = Ok(());
         if let Some(incoming) = incoming {
-            let connection = Connection::new(self.totals.clone());
+            let exchange = self.files.is_some().then(|| Box::new(Exchange::new()));
+            let connection = Connection::new(self.totals.clone(), exchange);
             outcome = incoming.associate(Key::Connection(connection)).and_then(|stream| {
                 let buf = match self.service {
+                    _ if self.files.is_some() => return Ok(stream.recv(Buf::pooled())?),
                     Service::Echo | Service::Discard => Buf::pooled(),
                     Service::Block | Service::Work => Buf::with_capacity(self.size),
                 };

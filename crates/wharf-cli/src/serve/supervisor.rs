@@ -25,6 +25,8 @@ pub(super) struct Supervisor<'a> {
     pub(super) listeners: Vec<Listener<Key>>,
     pub(super) totals: &'a Totals,
     pub(super) service: Service,
+    /// How long a client may take to ask for a file; none if none are served.
+    pub(super) idle: Option<Duration>,
     /// How long a drain may take.
     pub(super) patience: Duration,
 }
@@ -81,7 +83,16 @@ impl Supervisor<'_> {
     /// shut down: data that has arrived all the same is received and served, and then the receive
     /// says that it was the last.
     fn look(&self, drains: bool) {
-        let starving = self.service == Service::Echo && self.port.stats().starving > 0;
+        if let (Some(idle), false) = (self.idle, drains) {
+            self.each_connection(|stream, connection| {
+                if connection.expires(idle) {
+                    stream.close();
+                }
+            });
+            return;
+        }
+        let echoes = self.service == Service::Echo && self.idle.is_none();
+        let starving = echoes && self.port.stats().starving > 0;
         if !starving && !drains {
             return;
         }
