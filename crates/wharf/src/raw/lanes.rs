@@ -167,8 +167,9 @@ impl Shared {
 
     /// Brings up to date how much there is to take in a lane that this thread need not hold.
     pub(super) fn glance(&self, lane: usize) {
-        if !self.dispatch.lanes[lane].rouses() {
-            self.dispatch.lanes[lane].glance();
+        let ring = &self.dispatch.lanes[lane];
+        if !ring.rouses() {
+            ring.glance();
             self.rouse(lane);
         }
     }

@@ -27,7 +27,7 @@ use std::{
 
 use self::{
     blocking::Blocking,
-    inbox::{Inbox, TRY},
+    inbox::{Inbox, KEPT, TRY},
     poller::{LEVEL, ONCE, Poller},
     slots::{Parked, Registry, Token},
     timers::{Clock, TimerId},
@@ -206,7 +206,7 @@ impl Lane {
     }
 
     pub(crate) fn pop(&self) -> Option<Popped> {
-        self.inbox.take_if(|_| true)
+        self.inbox.take()
     }
 
     pub(crate) fn pop_attend(&self) -> Option<u16> {
@@ -391,7 +391,10 @@ impl Lane {
         };
         match attempt {
             Ok(Attempt::Waits) => {}
-            Ok(Attempt::Done(result)) => self.inbox.put_result(operation, result),
+            Ok(Attempt::Done(result)) => {
+                op.system.result = result;
+                self.inbox.put_latest(operation);
+            }
             Ok(Attempt::Ready | Attempt::Starves) => self.inbox.put_try(operation),
             Err(error) => {
                 self.forget_slot(op);
@@ -548,7 +551,9 @@ impl Lane {
                 op.flags.requested = false;
             }
             Source::Request | Source::Cancel => {
-                op.system.result = event.result;
+                if event.flags & KEPT == 0 {
+                    op.system.result = event.result;
+                }
                 if event.flags & TRY != 0 {
                     // SAFETY: the caller's promise.
                     match unsafe { self.try_again(op) } {

@@ -11,7 +11,7 @@
 use std::{
     io,
     ptr,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     sync::{Mutex, MutexGuard, OnceLock},
 };
 
@@ -48,7 +48,16 @@ const NOWHERE: u16 = u16::MAX;
 
 #[derive(Debug)]
 #[repr(align(64))]
-struct Slot(Mutex<State>);
+struct Slot {
+    /// How often the descriptor has become ready, for each direction. Written under the lock.
+    edges: [AtomicU32; 3],
+    /// How many of those for reading are dealt with: nothing is left to read of what they told of.
+    /// Written by whoever receives, one at a time.
+    drained: AtomicU32,
+    /// A receive that did not fill its buffer does not mean that nothing is left.
+    careful: AtomicBool,
+    state: Mutex<State>,
+}
 
 #[derive(Debug)]
 struct State {
@@ -56,12 +65,6 @@ struct State {
     fd: RawDescriptor,
     /// The lane with whose poller it is registered.
     lane: u16,
-    /// There may be something to read.
-    readable: bool,
-    /// A receive that did not fill its buffer does not mean that the socket is empty.
-    careful: bool,
-    /// How often it became ready, for each direction.
-    edges: [u32; 3],
     /// The operation of each direction that waits.
     waiting: [*mut Operation; 3],
 }
@@ -69,15 +72,25 @@ struct State {
 // SAFETY: the operations are only stored here, never followed.
 unsafe impl Send for State {}
 
-const EMPTY: State = State {
-    generation: 1,
-    fd: NO_DESCRIPTOR,
-    lane: NOWHERE,
-    readable: false,
-    careful: false,
-    edges: [0; 3],
-    waiting: [ptr::null_mut(); 3],
-};
+impl Slot {
+    fn new() -> Self {
+        Self {
+            edges: [const { AtomicU32::new(0) }; 3],
+            drained: AtomicU32::new(0),
+            careful: AtomicBool::new(false),
+            state: Mutex::new(State {
+                generation: 1,
+                fd: NO_DESCRIPTOR,
+                lane: NOWHERE,
+                waiting: [ptr::null_mut(); 3],
+            }),
+        }
+    }
+
+    fn edges(&self, direction: Direction) -> u32 {
+        self.edges[index(direction)].load(Ordering::Acquire)
+    }
+}
 
 /// How an operation waits now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,10 +146,11 @@ impl Registry {
         self.chunks.get(chunk)?.get()?.get(offset)
     }
 
-    /// A slot, if the token still names it.
-    fn state(&self, token: Token) -> Option<MutexGuard<'_, State>> {
-        let state = lock(&self.slot(token.number)?.0);
-        (state.generation == token.generation).then_some(state)
+    /// A slot and its state, if the token still names it.
+    fn claimed(&self, token: Token) -> Option<(&Slot, MutexGuard<'_, State>)> {
+        let slot = self.slot(token.number)?;
+        let state = lock(&slot.state);
+        (state.generation == token.generation).then_some((slot, state))
     }
 
     /// A slot for a descriptor. `careful`: it is no TCP socket.
@@ -144,23 +158,25 @@ impl Registry {
         let number = lock(&self.free).pop();
         let number = number.unwrap_or_else(|| self.used.fetch_add(1, Ordering::Relaxed));
         let (chunk, _) = place(number);
+        let length = (FIRST as usize) << chunk;
         let chunk = self.chunks.get(chunk).ok_or(io::ErrorKind::OutOfMemory)?;
-        let length = (FIRST as usize) << place(number).0;
-        chunk.get_or_init(|| (0..length).map(|_| Slot(Mutex::new(EMPTY))).collect());
+        chunk.get_or_init(|| (0..length).map(|_| Slot::new()).collect());
         let slot = self.slot(number).ok_or(io::ErrorKind::OutOfMemory)?;
-        let mut state = lock(&slot.0);
-        let generation = state.generation;
-        *state = State { generation, fd, careful, ..EMPTY };
-        Ok(Token { number, generation })
+        let mut state = lock(&slot.state);
+        state.fd = fd;
+        slot.careful.store(careful, Ordering::Relaxed);
+        slot.drained.store(slot.edges(Direction::In), Ordering::Relaxed);
+        Ok(Token { number, generation: state.generation })
     }
 
     /// Gives a slot back whose descriptor is about to be closed. Nothing waits in it.
     pub(crate) fn release(&self, token: Token) {
-        let Some(mut state) = self.state(token) else { return };
+        let Some((_, mut state)) = self.claimed(token) else { return };
         debug_assert!(state.waiting.iter().all(|waiting| waiting.is_null()));
         state.generation = state.generation.wrapping_add(1);
         if state.lane != NOWHERE {
             let _ = self.pollers[usize::from(state.lane)].remove(state.fd);
+            state.lane = NOWHERE;
         }
         drop(state);
         lock(&self.free).push(token.number);
@@ -169,7 +185,7 @@ impl Registry {
     /// How often a descriptor has become ready so far. To be asked before a call that may find it
     /// is not.
     pub(crate) fn edges(&self, token: Token, direction: Direction) -> u32 {
-        self.state(token).map_or(0, |state| state.edges[index(direction)])
+        self.slot(token.number).map_or(0, |slot| slot.edges(direction))
     }
 
     /// Lets an operation wait. `seen`: the call was made, and would have blocked; it knew of so
@@ -185,13 +201,19 @@ impl Registry {
         seen: Option<u32>,
         lane: u16,
     ) -> io::Result<Parked> {
-        let Some(mut state) = self.state(token) else { return Err(io::ErrorKind::NotFound.into()) };
+        let Some((slot, mut state)) = self.claimed(token) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
         let side = index(direction);
-        match seen {
-            Some(seen) if state.edges[side] != seen => return Ok(Parked::Ready),
-            Some(_) if direction == Direction::In => state.readable = false,
-            None if state.readable => return Ok(Parked::Ready),
-            _ => {}
+        let tried = seen.is_some();
+        if let Some(seen) = seen
+            && direction == Direction::In
+        {
+            slot.drained.store(seen, Ordering::Relaxed);
+        }
+        let seen = seen.unwrap_or_else(|| slot.drained.load(Ordering::Relaxed));
+        if slot.edges(direction) != seen {
+            return Ok(Parked::Ready);
         }
         let alone = state.waiting.iter().all(|waiting| waiting.is_null());
         if state.lane != lane && alone {
@@ -205,9 +227,10 @@ impl Registry {
                 // A device that is always ready, as the null device is. One that would block all
                 // the same is tried again, after a pause.
                 Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-                    return match seen {
-                        None => Ok(Parked::Ready),
-                        Some(_) => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+                    return if tried {
+                        Err(io::Error::from_raw_os_error(libc::EAGAIN))
+                    } else {
+                        Ok(Parked::Ready)
                     };
                 }
                 Err(error) => return Err(error),
@@ -221,17 +244,16 @@ impl Registry {
     /// A receive has not filled its buffer: nothing is left to read, unless something has come
     /// since the edge it knew of.
     pub(crate) fn spent(&self, token: Token, seen: u32) {
-        if let Some(mut state) = self.state(token)
-            && !state.careful
-            && state.edges[index(Direction::In)] == seen
+        if let Some(slot) = self.slot(token.number)
+            && !slot.careful.load(Ordering::Relaxed)
         {
-            state.readable = false;
+            slot.drained.store(seen, Ordering::Relaxed);
         }
     }
 
     /// Takes a waiting operation out. False: its event is on its way.
     pub(crate) fn unpark(&self, token: Token, operation: *mut Operation) -> bool {
-        let Some(mut state) = self.state(token) else { return false };
+        let Some((_, mut state)) = self.claimed(token) else { return false };
         let place = state.waiting.iter_mut().find(|waiting| **waiting == operation);
         place.map(|waiting| *waiting = ptr::null_mut()).is_some()
     }
@@ -245,7 +267,7 @@ impl Registry {
         events: u32,
         mut sink: impl FnMut(*mut Operation),
     ) {
-        let Some(mut state) = self.state(Token::from_bits(token)) else { return };
+        let Some((slot, mut state)) = self.claimed(Token::from_bits(token)) else { return };
         // It has been registered elsewhere since, and would have been told there.
         if state.lane != lane {
             return;
@@ -255,11 +277,13 @@ impl Registry {
         let readable = is(libc::EPOLLIN | libc::EPOLLRDHUP) || over;
         // The end of the stream has no edge of its own if it came together with data, and urgent
         // data makes receives end early.
-        state.careful |= is(libc::EPOLLRDHUP | libc::EPOLLPRI) || over;
-        state.readable |= readable;
+        if is(libc::EPOLLRDHUP | libc::EPOLLPRI) || over {
+            slot.careful.store(true, Ordering::Relaxed);
+        }
         for (side, ready) in [(0, readable), (1, is(libc::EPOLLOUT) || over), (2, over)] {
             if ready {
-                state.edges[side] = state.edges[side].wrapping_add(1);
+                let edges = slot.edges[side].load(Ordering::Relaxed);
+                slot.edges[side].store(edges.wrapping_add(1), Ordering::Release);
                 let operation = std::mem::replace(&mut state.waiting[side], ptr::null_mut());
                 if !operation.is_null() {
                     sink(operation);
