@@ -2,7 +2,11 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use wharf::Driver;
 
 /// The largest message, in bytes.
 const SIZE_MAX: usize = 1 << 20;
@@ -91,6 +95,11 @@ pub(crate) struct Serve {
     /// How many workers may run at once; 0: as many as there are processors
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = number(0, 1024))]
     pub(crate) concurrency: usize,
+
+    /// What carries the port: the best that this machine allows (or what WHARF_DRIVER says), or a
+    /// certain one
+    #[arg(long, value_name = "DRIVER", default_value = "auto", value_parser = driver())]
+    pub(crate) driver: Driver,
 
     /// Buffers of 8 KiB for each worker that may run: only so many connections at once have data
     /// that was received and not handled, or not sent on
@@ -182,6 +191,10 @@ pub(crate) struct Load {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = number(1, 1024))]
     pub(crate) threads: usize,
 
+    /// What carries the ports of the generator
+    #[arg(long, value_name = "DRIVER", default_value = "auto", value_parser = driver())]
+    pub(crate) driver: Driver,
+
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -238,6 +251,11 @@ pub(crate) struct Copy {
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn driver() -> impl TypedValueParser<Value = Driver> {
+    let names = [Driver::Auto, Driver::Uring, Driver::Epoll].map(Driver::name);
+    PossibleValuesParser::new(names).try_map(|name| name.parse())
 }
 
 fn address(text: &str) -> Result<String, String> {

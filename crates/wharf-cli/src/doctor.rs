@@ -14,7 +14,7 @@ use rustix::{
     thread::sched_getaffinity,
 };
 use serde::Serialize;
-use wharf::{Buf, Builder, Op, Port, Wait};
+use wharf::{Buf, Builder, Driver, Op, Port, Wait};
 
 use crate::{cli::Doctor, output};
 
@@ -93,10 +93,7 @@ impl Report {
     fn new() -> Self {
         let kernel = uname().release().to_string_lossy().into_owned();
         let (driver, reason, concurrency) = match trial() {
-            Ok(concurrency) => {
-                let reason = "a port was made, and moved data over a TCP connection".to_owned();
-                (Some("io_uring"), reason, Some(concurrency))
-            }
+            Ok(trial) => (Some(trial.driver), trial.reason, Some(trial.concurrency)),
             Err(reason) => (None, reason, None),
         };
         // Its error is the trial's, too, and stands in the reason.
@@ -134,8 +131,15 @@ impl Report {
     }
 }
 
-/// Makes a port as a program would and moves some data through it. Returns its concurrency value.
-fn trial() -> Result<usize, String> {
+/// A port that was made, and moved some data.
+struct Trial {
+    driver: &'static str,
+    reason: String,
+    concurrency: usize,
+}
+
+/// Makes a port as a program would and moves some data through it.
+fn trial() -> Result<Trial, String> {
     let port: Port<()> = match Builder::new().build() {
         Ok(port) => port,
         Err(error) => {
@@ -146,10 +150,19 @@ fn trial() -> Result<usize, String> {
         }
     };
     round_trip(&port).map_err(|error| format!("a port was made, but does not work: {error}"))?;
-    Ok(port.stats().concurrency)
+    let works = "a port was made, and moved data over a TCP connection";
+    let (driver, reason) = match (port.driver(), port.fallback()) {
+        (Driver::Epoll, Some(refused)) => {
+            ("epoll", format!("{}. On epoll {works}", refusal(&refused)))
+        }
+        (Driver::Epoll, None) => ("epoll", format!("WHARF_DRIVER asks for it; {works}")),
+        (Driver::Uring, _) => ("io_uring", works.to_owned()),
+        (driver, _) => (driver.name(), works.to_owned()),
+    };
+    Ok(Trial { driver, reason, concurrency: port.stats().concurrency })
 }
 
-/// Says why there is no port, with what the system tells beside the error.
+/// Says why io_uring cannot be had, with what the system tells beside the error.
 fn refusal(error: &wharf::Error) -> String {
     let mut text = error.to_string();
     let seccomp = fs::read_to_string("/proc/self/status").unwrap_or_default();

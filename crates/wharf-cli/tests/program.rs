@@ -482,7 +482,7 @@ fn the_doctor_tells_driver_reason_features_and_limits() {
     assert_eq!(output.status.code(), Some(if report["driver"].is_null() { 1 } else { 0 }));
     assert!(!report["reason"].as_str().expect("a text").is_empty());
     let features = report["features"].as_array().expect("a list");
-    assert!(!features.is_empty() || report["driver"].is_null(), "a port knows what it uses");
+    assert!(!features.is_empty() || report["driver"] != "io_uring", "a port knows what it uses");
     for feature in features {
         assert!(feature["present"].is_boolean(), "{feature}");
         for text in ["name", "since", "gives"] {

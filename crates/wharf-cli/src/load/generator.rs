@@ -122,7 +122,8 @@ impl<'a> Generator<'a> {
         let piece = options.size.next_power_of_two().clamp(2 << 10, PIECE_MAX);
         // A buffer for every connection, so that echoes that are there are never kept waiting.
         let pool = numbers.len().clamp(4 * BATCH, POOL_BYTES_MAX / piece);
-        let port = Builder::new().concurrency(1).pool(pool, piece).build()?;
+        let port =
+            Builder::new().driver(options.driver).concurrency(1).pool(pool, piece).build()?;
         let peers = numbers.map(|number| Peer::new(content(options, number as u64))).collect();
         Ok(Self {
             options,

@@ -54,6 +54,7 @@ pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
     });
     let site = site.transpose()?;
     let port: Port<Key> = Builder::new()
+        .driver(options.driver)
         .concurrency(options.concurrency)
         .pool(options.buffers, BUFFER_BYTES)
         .build()
