@@ -36,8 +36,8 @@ unsafe impl Send for Job {}
 struct Line {
     jobs: VecDeque<Job>,
     threads: Vec<JoinHandle<()>>,
-    /// Threads that wait for a job.
-    idle: usize,
+    /// Threads that make a call. The others wait for a job, or are about to.
+    busy: usize,
     over: bool,
 }
 
@@ -68,7 +68,7 @@ impl Blocking {
     /// in its request are good.
     pub(crate) unsafe fn make(&self, call: Call, operation: *mut Operation, inbox: Arc<Inbox>) {
         let mut line = lock(&self.shared.line);
-        if line.idle <= line.jobs.len() && line.threads.len() < THREADS {
+        if line.busy + line.jobs.len() >= line.threads.len() && line.threads.len() < THREADS {
             let shared = self.shared.clone();
             let name = format!("wharf-file-{}", line.threads.len());
             let thread = std::thread::Builder::new().name(name).spawn(move || shared.work());
@@ -77,8 +77,10 @@ impl Blocking {
                 Err(error) if line.threads.is_empty() => {
                     drop(line);
                     log::warn!("no thread for files can be started: {error}");
+                    let job = Job { call, operation, inbox };
                     // SAFETY: the caller's promise.
-                    unsafe { Job { call, operation, inbox }.make() };
+                    let result = unsafe { job.make() };
+                    job.tell(result);
                     return;
                 }
                 Err(_) => {}
@@ -102,16 +104,18 @@ impl Shared {
         let mut line = lock(&self.line);
         loop {
             if let Some(job) = line.jobs.pop_front() {
+                line.busy += 1;
                 drop(line);
                 // SAFETY: it was taken once, and its operation is in flight (the promise of make).
-                unsafe { job.make() };
+                let result = unsafe { job.make() };
+                // Who is told of the result may have another job at once.
+                lock(&self.line).busy -= 1;
+                job.tell(result);
                 line = lock(&self.line);
             } else if line.over {
                 return;
             } else {
-                line.idle += 1;
                 line = self.come.wait(line).unwrap_or_else(PoisonError::into_inner);
-                line.idle -= 1;
             }
         }
     }
@@ -121,12 +125,15 @@ impl Job {
     /// # Safety
     ///
     /// As for [`Blocking::make`].
-    unsafe fn make(self) {
+    unsafe fn make(&self) -> i32 {
         // SAFETY: the caller's promise.
-        let result = match unsafe { self.call.make() } {
+        match unsafe { self.call.make() } {
             Called::Over { result, .. } => result,
             Called::WouldBlock => -libc::EAGAIN,
-        };
+        }
+    }
+
+    fn tell(self, result: i32) {
         self.inbox.put_result(self.operation, result);
         // Whoever is responsible for the lane may be asleep, and this thread cannot know.
         if let Err(error) = self.inbox.waker.raise() {
