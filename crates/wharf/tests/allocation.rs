@@ -155,7 +155,7 @@ fn operations_allocate_nothing_in_the_steady_state() {
 #[cfg(unix)]
 #[test]
 fn datagrams_allocate_nothing_in_the_steady_state() {
-    for builder in [Builder::new(), Builder::new().driver(wharf::Driver::Epoll)] {
+    for builder in builders() {
         let port: Port<(), u64> = builder.concurrency(1).build().unwrap();
         let socket = port.bind_udp("127.0.0.1:0", ()).unwrap();
         let to = socket.local_addr().unwrap();
