@@ -40,6 +40,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         protocol: Protocol,
     },
+    #[cfg(unix)]
     Copy(Copy),
     /// Measure wharf and its rivals side by side, from a checkout of wharf's sources
     // What follows is for the program that this one hands over to, `--help` included.
@@ -210,6 +211,7 @@ pub(crate) struct Doctor {
 }
 
 /// Copy a file, with many reads and writes in flight
+#[cfg(unix)]
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   wharf copy disk.img backup.img

@@ -4,12 +4,13 @@
 
 mod bench;
 mod cli;
+#[cfg(unix)]
 mod copy;
 mod doctor;
-mod limits;
 mod load;
 mod output;
 mod serve;
+mod system;
 
 use std::{io, process::ExitCode};
 
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(options) => serve::run(&options).map(|()| true),
         Command::Load { protocol: Protocol::Tcp(options) } => load::run(&options),
+        #[cfg(unix)]
         Command::Copy(options) => copy::run(&options).map(|()| true),
         Command::Bench { arguments } => bench::run(&arguments).map(|()| true),
         Command::Doctor(options) => doctor::run(&options),

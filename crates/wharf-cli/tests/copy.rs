@@ -1,5 +1,7 @@
 //! `wharf copy` as its users run it.
 
+#![cfg(unix)]
+
 use std::{
     fs::{self, File},
     io::{Read, Seek, SeekFrom, Write},

@@ -1,6 +1,8 @@
 //! `wharf serve --files` as clients see it: by hand, byte by byte, and through curl and wget, which
 //! nobody here wrote.
 
+#![cfg(unix)]
+
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},

@@ -1,6 +1,8 @@
 //! The program as its users run it: by its command line, its output, its exit code and signals.
 //! Nothing here depends on how fast the machine is.
 
+#![cfg(unix)]
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},

@@ -413,8 +413,12 @@ impl Payload {
             Self::Transmit(transmit) => Some(sys::file::raw(transmit.file())),
             _ => (handle.kind() == Kind::File).then(|| handle.fd()),
         };
-        // The system says of a file that was not opened for it what it says of a closed one.
-        if error.kind() == ErrorKind::Closed && file.is_some_and(sys::file::is_open) {
+        // Linux says of a file that was not opened for it what it says of a closed one.
+        let not_for_this = match error.kind() {
+            ErrorKind::Closed => file.is_some_and(sys::file::is_open),
+            kind => kind == ErrorKind::PermissionDenied && file.is_some(),
+        };
+        if not_for_this {
             return error
                 .as_kind(ErrorKind::PermissionDenied)
                 .with_remedy("the file was not opened for this: open it to be read, or written");

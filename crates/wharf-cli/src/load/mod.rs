@@ -17,10 +17,6 @@ use std::{
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    flag,
-};
 
 use self::{
     generator::{Generator, Progress, Shared},
@@ -28,8 +24,8 @@ use self::{
 };
 use crate::{
     cli::Load,
-    limits,
     output::{self, grouped},
+    system,
 };
 
 /// Descriptors a thread needs beside those of its connections, with some to spare.
@@ -41,7 +37,7 @@ const PROGRESS_TICK: Duration = Duration::from_millis(200);
 
 /// Puts load on a server. False: it went wrong, and that has been said.
 pub(crate) fn run(options: &Load) -> anyhow::Result<bool> {
-    let descriptors = limits::raise_descriptors();
+    let descriptors = system::raise_descriptors();
     let needed = options.connections as u64 + options.threads as u64 * DESCRIPTORS_BESIDE;
     if let Some(descriptors) = descriptors.filter(|descriptors| *descriptors < needed) {
         bail!(
@@ -54,11 +50,7 @@ pub(crate) fn run(options: &Load) -> anyhow::Result<bool> {
 
     // The first signal ends the load early, with its result; the second ends the program.
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        flag::register_conditional_default(signal, stop.clone())
-            .and_then(|_| flag::register(signal, stop.clone()))
-            .context("cannot handle signals")?;
-    }
+    system::stop_first(stop.clone()).context("cannot handle signals")?;
 
     let threads = options.threads.min(options.connections);
     let shared = Shared {

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wharf::{Buf, Result, Stream, Transmit};
+use wharf::{Buf, ErrorKind, Result, Stream, Transmit};
 
 use super::{
     http::{self, Head, Method, Parsed, Part, Request, Selection, Status, Version},
@@ -310,10 +310,9 @@ fn send_parts(
 
 /// What a client is told of trouble that is not its own.
 fn trouble(error: &io::Error) -> Status {
-    match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
-        Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE | rustix::io::Errno::NOMEM) => {
-            Status::Unavailable
-        }
+    let code = error.raw_os_error().map(io::Error::from_raw_os_error);
+    match code.map(|error| wharf::Error::from(error).kind()) {
+        Some(ErrorKind::OutOfDescriptors | ErrorKind::OutOfMemory) => Status::Unavailable,
         _ => Status::ServerError,
     }
 }

@@ -6,6 +6,7 @@
 mod files;
 mod http;
 mod service;
+#[cfg_attr(windows, path = "site_windows.rs")]
 mod site;
 mod supervisor;
 
@@ -18,10 +19,6 @@ use std::{
 
 use anyhow::Context;
 use serde::Serialize;
-use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    iterator::Signals,
-};
 use socket2::SockRef;
 use wharf::{Builder, Port, Stats};
 
@@ -33,8 +30,8 @@ use self::{
 };
 use crate::{
     cli::{Serve, Service},
-    limits,
     output::{self, bytes, count, grouped},
+    system::{self, Ending},
 };
 
 /// How many workers the service block has at least: most of them sleep.
@@ -45,9 +42,9 @@ const BUFFER_BYTES: usize = 8 << 10;
 
 /// Serves until it is told to stop.
 pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
-    limits::raise_descriptors();
+    system::raise_descriptors();
     // Before anything says that we are ready: from then on a signal means a drain.
-    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot handle signals")?;
+    let ending = Ending::new().context("cannot handle signals")?;
 
     let site = options.files.as_ref().map(|folder| {
         Site::new(folder).with_context(|| format!("cannot serve {}", folder.display()))
@@ -69,8 +66,7 @@ pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
             .with_context(|| format!("cannot listen on {address}"))?;
         if site.is_some() {
             // Connections have it from their listener: one that takes nothing ends.
-            SockRef::from(&listener)
-                .set_tcp_user_timeout(Some(options.idle))
+            system::limit_sends(&SockRef::from(&listener), options.idle)
                 .context("cannot limit how long a client takes")?;
         }
         totals.listening();
@@ -94,16 +90,10 @@ pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
         idle,
         patience: options.drain,
     };
-    let end_of_signals = signals.handle();
+    let end_of_signals = ending.handle();
     let (told, tell) = mpsc::channel();
     let (served, verdict) = thread::scope(|scope| {
-        scope.spawn(move || {
-            for _ in signals.forever() {
-                if told.send(()).is_err() {
-                    break;
-                }
-            }
-        });
+        scope.spawn(move || ending.tell(&told));
         let supervisor = scope.spawn(move || supervisor.run(&tell));
         let served = port.workers(workers).run(|packet| server.handle(packet));
         end_of_signals.close();

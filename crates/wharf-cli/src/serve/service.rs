@@ -14,11 +14,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::time::{ClockId, clock_gettime};
 use wharf::{Buf, Incoming, Listener, Op, Packet, Result, Stream};
 
 use super::files::{Exchange, Files, Then};
-use crate::cli::Service;
+use crate::{cli::Service, system};
 
 /// How long an accept that failed pauses before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
@@ -117,12 +116,8 @@ fn work(time: Duration) {
     if time.is_zero() {
         return;
     }
-    let used = || {
-        let used = clock_gettime(ClockId::ThreadCPUTime);
-        Duration::try_from(used).unwrap_or_default()
-    };
-    let end = used() + time;
-    while used() < end {
+    let end = system::thread_time() + time;
+    while system::thread_time() < end {
         std::hint::spin_loop();
     }
 }

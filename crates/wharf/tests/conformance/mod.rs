@@ -20,9 +20,8 @@ mod port;
 mod scheduling;
 mod serial;
 mod stress;
-mod support;
+pub(crate) mod support;
 mod tcp;
-#[cfg(unix)]
 mod transmit;
 #[cfg(unix)]
 mod udp;

@@ -4,7 +4,6 @@ use std::{
     fs,
     io::{Read, Write},
     net::{Shutdown, TcpStream},
-    os::fd::AsRawFd,
     sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
@@ -175,7 +174,7 @@ fn transmissions_that_end_early_say_how_much_was_sent() {
             let (stream, peer) = pair(&port);
             let start = stream.start().context(Token::from(1));
             let start =
-                if how == "late" { start.deadline(Duration::from_millis(20)) } else { start };
+                if how == "late" { start.deadline(Duration::from_millis(300)) } else { start };
             let id = start.transmit(transmit()).unwrap();
             // One behind it.
             stream.start().context(Token::from(2)).transmit(transmit()).unwrap();
@@ -285,20 +284,28 @@ fn transmissions_that_make_no_sense_fail_alone() {
         let fails = |file: fs::File| {
             stream.transmit(Transmit::new(file).head("x").part(0, 1)).unwrap();
             let packet = next(&port);
-            assert_eq!(packet.bytes, 0);
+            assert_eq!(packet.bytes, 0, "{packet:?}");
             packet.result.unwrap_err()
         };
+        // On Windows a directory cannot be opened so.
+        #[cfg(unix)]
         assert_eq!(fails(fs::File::open(folder.path("")).unwrap()).kind(), ErrorKind::IsADirectory);
-        let options = fs::OpenOptions::new().write(true).clone();
-        let error = fails(options.open(folder.path("some")).unwrap());
-        assert_eq!(error.kind(), ErrorKind::PermissionDenied);
-        assert!(error.to_string().contains("opened"), "{error}");
-        let (_reader, writer) = std::io::pipe().unwrap();
-        let pipe = port.associate(writer, 2).unwrap();
-        pipe.transmit(Transmit::new(some.clone())).unwrap();
-        let error = next(&port).result.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::InvalidInput);
-        assert!(error.to_string().contains("sockets"), "{error}");
+        // Wine sends what may not be read.
+        if !is_wine() {
+            let options = fs::OpenOptions::new().write(true).clone();
+            let error = fails(options.open(folder.path("some")).unwrap());
+            assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+            assert!(error.to_string().contains("opened"), "{error}");
+        }
+        #[cfg(unix)]
+        {
+            let (_reader, writer) = std::io::pipe().unwrap();
+            let pipe = port.associate(writer, 2).unwrap();
+            pipe.transmit(Transmit::new(some.clone())).unwrap();
+            let error = next(&port).result.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            assert!(error.to_string().contains("sockets"), "{error}");
+        }
         // The connection is as it was.
         stream.transmit(Transmit::new(some.clone())).unwrap();
         assert_eq!(next(&port).result, Ok(7));
@@ -352,9 +359,15 @@ fn files_that_are_not_in_memory_are_transmitted() {
         let folder = Folder::new();
         let content = pattern(1, 6_000_001);
         let file = file(&folder, "content", &content);
+        // Windows syncs only what may be written.
+        #[cfg(unix)]
         file.sync_all().unwrap();
+        #[cfg(target_os = "linux")]
         // SAFETY: it takes no pointers.
-        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        unsafe {
+            let descriptor = std::os::fd::AsRawFd::as_raw_fd(&*file);
+            libc::posix_fadvise(descriptor, 0, 0, libc::POSIX_FADV_DONTNEED);
+        }
         let port = port(1);
         let (stream, peer) = pair(&port);
         let reading = read_all(peer);
@@ -419,6 +432,10 @@ fn any_transmission_arrives() {
 /// Would catch: a transmission that leaves its buffer behind, after which the next ones wait.
 #[test]
 fn a_port_transmits_again_and_again() {
+    let reason = "Wine leaves a TransmitFile pending whose peer closes meanwhile";
+    if not_shown_by_wine("a_port_transmits_again_and_again", reason) {
+        return;
+    }
     run(|| {
         let folder = Folder::new();
         let file = file(&folder, "content", &pattern(0, 300_000));

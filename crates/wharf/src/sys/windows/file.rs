@@ -117,7 +117,7 @@ fn begun(accepted: i32) -> io::Result<bool> {
 }
 
 /// Says where in the file a call works.
-fn set_offset(overlapped: &mut OVERLAPPED, offset: u64) {
+pub(super) fn set_offset(overlapped: &mut OVERLAPPED, offset: u64) {
     #[expect(clippy::cast_possible_truncation, reason = "the halves of the number")]
     let (low, high) = (offset as u32, (offset >> 32) as u32);
     overlapped.Anonymous.Anonymous = OVERLAPPED_0_0 { Offset: low, OffsetHigh: high };

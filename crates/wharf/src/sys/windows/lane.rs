@@ -24,6 +24,7 @@ use super::{
     port::{CompletionPort, Entry},
     socket::{self, Accepting},
     timers::{self, Timer},
+    transmit::{Next, Transmission},
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -361,9 +362,8 @@ impl Lane {
                     let Slice(next) = next_slice(gather);
                     return write(op, next.buf, next.len as usize, offset);
                 }
-                Request::Transmit { .. } => {
-                    let code = super::win::ERROR_NOT_SUPPORTED.cast_signed();
-                    return Err(io::Error::from_raw_os_error(code));
+                Request::Transmit { transmission } => {
+                    transmit(socket, &mut *transmission, overlapped)?;
                 }
                 Request::Sync { .. } => self.chore(operation, Chore::Sync)?,
                 Request::Allocate { offset, length } => {
@@ -490,10 +490,12 @@ impl Lane {
             // What was cancelled may have been done in part.
             let done = usize::try_from(bytes).unwrap_or(0);
             op.bytes += done;
-            if let Request::SendVectored { gather } = op.request {
-                // SAFETY: the gather and its slices live as long as the operation.
-                unsafe { (*gather).advance(done) };
-            }
+            // SAFETY: the gather, its slices and the transmission live as long as the operation.
+            let _more = match op.request {
+                Request::SendVectored { gather } => unsafe { (*gather).advance(done) },
+                Request::Transmit { transmission } => unsafe { (*transmission).advance(done) },
+                _ => false,
+            };
             // SAFETY: an operation in flight has a handle, which outlives it; its call is over.
             -unsafe {
                 if (*op.handle).kind() != Kind::Socket {
@@ -600,6 +602,11 @@ impl Lane {
                 op.bytes = done;
                 Step::Finish
             }
+            Request::Transmit { transmission } => {
+                op.bytes += done;
+                // SAFETY: the transmission lives as long as the operation.
+                if unsafe { (*transmission).advance(done) } { go_on(op) } else { Step::Finish }
+            }
             Request::ReadVectored { scatter, .. } => {
                 op.bytes += done;
                 // SAFETY: the gather and its slices live as long as the operation.
@@ -617,7 +624,6 @@ impl Lane {
             }
             Request::Readable
             | Request::Shutdown { .. }
-            | Request::Transmit { .. }
             | Request::Sync { .. }
             | Request::Allocate { .. }
             | Request::Truncate { .. } => Step::Finish,
@@ -675,8 +681,8 @@ impl Lane {
         let accepting = op.accepted == NO_DESCRIPTOR
             && matches!(op.request, Request::Accept { .. } | Request::AcceptFirst { .. });
         match code {
-            // The end of the file.
-            END_OF_FILE => Step::Finish,
+            // The end of the file, of which a transmission was promised more.
+            END_OF_FILE if !matches!(op.request, Request::Transmit { .. }) => Step::Finish,
             CANCELLED if op.flags.expired => fail(op, TIMED_OUT),
             CANCELLED if op.flags.cancel => fail(op, CANCELLED),
             // Nobody asked for that: a thread is gone, and took its calls with it.
@@ -696,6 +702,34 @@ impl Lane {
             // What went wrong with a connection that nobody has seen yet.
             ws::WSAECONNRESET | ws::WSAECONNABORTED | NETNAME_DELETED if accepting => go_on(op),
             _ => fail(op, code),
+        }
+    }
+}
+
+/// Starts to send what a transmission has next.
+///
+/// # Safety
+///
+/// The transmission is good, and stays where it is until the packet, like the overlapped structure.
+unsafe fn transmit(
+    socket: BorrowedSocket<'_>,
+    transmission: &mut Transmission,
+    overlapped: *mut OVERLAPPED,
+) -> io::Result<()> {
+    let size = match transmission.reads() {
+        true => file::metadata(transmission.file())?.len(),
+        false => 0,
+    };
+    // SAFETY: the caller's promise.
+    unsafe {
+        match transmission.next(size) {
+            Next::Send(buffers) => socket::send(socket, &buffers, overlapped),
+            Next::Transmit { offset, length, buffers } => {
+                let file = transmission.file();
+                file::set_offset(&mut *overlapped, offset);
+                socket::transmit(socket, file, length, buffers, overlapped)
+            }
+            Next::Ended => Err(io::Error::from_raw_os_error(END_OF_FILE)),
         }
     }
 }

@@ -195,6 +195,7 @@ pub(crate) fn kind_of(code: i32) -> ErrorKind {
             return ErrorKind::PermissionDenied;
         }
         win::ERROR_FILE_NOT_FOUND | win::ERROR_PATH_NOT_FOUND => return ErrorKind::NotFound,
+        win::ERROR_HANDLE_EOF => return ErrorKind::UnexpectedEnd,
         win::ERROR_FILE_EXISTS | win::ERROR_ALREADY_EXISTS => return ErrorKind::AlreadyExists,
         win::ERROR_DISK_FULL | win::ERROR_DISK_QUOTA_EXCEEDED | win::ERROR_FILE_TOO_LARGE => {
             return ErrorKind::StorageFull;

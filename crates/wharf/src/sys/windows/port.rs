@@ -142,6 +142,10 @@ fn milliseconds(timeout: Option<Duration>) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::{io::Write, mem::ManuallyDrop, thread};
+
+    use windows_sys::Win32::Foundation::{CloseHandle, ERROR_ABANDONED_WAIT_0};
+
     use super::*;
 
     #[test]
@@ -151,6 +155,27 @@ mod tests {
         assert_eq!(milliseconds(Some(Duration::from_nanos(1))), 1);
         assert_eq!(milliseconds(Some(Duration::from_millis(7))), 7);
         assert_eq!(milliseconds(Some(Duration::MAX)), u32::MAX - 1);
+    }
+
+    /// A port closes its handle when nobody waits any more, so that its waiters never see this. But
+    /// should it happen, they must not wait for ever.
+    #[test]
+    fn waiters_of_a_closed_handle_are_abandoned() {
+        if super::super::probe::is_wine() {
+            let _ = writeln!(
+                io::stderr(),
+                "SKIP waiters_of_a_closed_handle_are_abandoned: Wine 8.0 lets them wait on"
+            );
+            return;
+        }
+        let port = ManuallyDrop::new(CompletionPort::new(1).unwrap());
+        let handle = port.handle().expose_provenance();
+        let waiter = thread::spawn(move || port.wait(1, None, |_| {}).unwrap_err());
+        thread::sleep(Duration::from_millis(200));
+        // SAFETY: open, and closed nowhere else.
+        unsafe { CloseHandle(ptr::with_exposed_provenance_mut(handle)) };
+        let abandoned = ERROR_ABANDONED_WAIT_0.cast_signed();
+        assert_eq!(waiter.join().unwrap().raw_os_error(), Some(abandoned));
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub(crate) fn probe() -> Result<Vec<Feature>> {
 }
 
 /// Whether this is Wine, which says so by a function that Windows does not have.
-fn is_wine() -> bool {
+pub(super) fn is_wine() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     *FOUND.get_or_init(|| {
         // SAFETY: the names are constants, and the module is one that every process has.

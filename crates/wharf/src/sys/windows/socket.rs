@@ -28,7 +28,7 @@ use windows_sys::{
 };
 
 use super::{
-    Slice,
+    RawDescriptor, Slice,
     datagram::{ADDRESS_MAX, Message},
     port::CompletionPort,
 };
@@ -51,10 +51,12 @@ const ADDRESS: usize = size_of::<ws::SOCKADDR_STORAGE>() + 16;
 struct Extensions {
     accept: AcceptEx,
     connect: ConnectEx,
+    transmit: TransmitFile,
 }
 
 type AcceptEx = <ws::LPFN_ACCEPTEX as Inner>::Function;
 type ConnectEx = <ws::LPFN_CONNECTEX as Inner>::Function;
+type TransmitFile = <ws::LPFN_TRANSMITFILE as Inner>::Function;
 
 /// The type inside of an option.
 trait Inner {
@@ -433,6 +435,25 @@ pub(crate) unsafe fn connect(
     begun(connected != 0)
 }
 
+/// Starts to send a part of a file, from where the overlapped structure says.
+///
+/// # Safety
+///
+/// The file stays open, and the buffers, what they lead to, and the overlapped structure stay where
+/// they are, untouched, until the packet.
+pub(crate) unsafe fn transmit(
+    socket: BorrowedSocket<'_>,
+    file: RawDescriptor,
+    length: u32,
+    buffers: *const ws::TRANSMIT_FILE_BUFFERS,
+    overlapped: *mut OVERLAPPED,
+) -> io::Result<()> {
+    let transmit = Extensions::get()?.transmit;
+    let file = ptr::with_exposed_provenance_mut(file);
+    // SAFETY: the caller's promise.
+    begun(unsafe { transmit(raw(socket), file, length, 0, overlapped, buffers, 0) } != 0)
+}
+
 /// Makes a socket that ConnectEx has connected like any other.
 pub(crate) fn finish_connect(socket: BorrowedSocket<'_>) -> io::Result<()> {
     set::<ws::SOCKET>(&socket, ws::SO_UPDATE_CONNECT_CONTEXT, None)
@@ -516,6 +537,7 @@ impl Extensions {
             Self {
                 accept: extension::<AcceptEx>(&socket, ws::WSAID_ACCEPTEX)?,
                 connect: extension::<ConnectEx>(&socket, ws::WSAID_CONNECTEX)?,
+                transmit: extension::<TransmitFile>(&socket, ws::WSAID_TRANSMITFILE)?,
             }
         };
         Ok(FOUND.get_or_init(|| found))

@@ -1,0 +1,164 @@
+#!/usr/bin/env bash
+# The library's tests on the completion ports of Windows: built here, run under Wine. Installs what
+# is missing from Debian, as root; says what is missing otherwise.
+#
+#     ci/windows.sh [ARGUMENTS OF CARGO TEST]     ci/windows.sh --test windows -- files
+#     ci/windows.sh --check                       compiles only, for all the targets of Windows
+#
+# The target is the one that programs are built for. The tier-3 target for Windows 7 would need no
+# DLL of ours (see below), but nobody builds for it.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+target=x86_64-pc-windows-gnu
+others=(aarch64-pc-windows-gnullvm i686-pc-windows-gnu)
+folder=$PWD/target/windows
+
+# ---- Tools -----------------------------------------------------------------------------------
+
+# has RUSTC WHAT: whether something lies in the compiler's library folder.
+has() { compgen -G "$("$1" --print sysroot)/lib/rustlib/$2" >/dev/null; }
+
+look() {
+    missing=()
+    wine=$(command -v wine64 || command -v /usr/lib/wine/wine64) || missing+=(wine wine64)
+    command -v x86_64-w64-mingw32-gcc >/dev/null || missing+=(gcc-mingw-w64-x86-64-win32)
+    # A compiler that has the sources of the standard library beside it: rustup's with the component
+    # rust-src, or Debian's.
+    rustc=
+    for candidate in rustc /usr/bin/rustc; do
+        if command -v "$candidate" >/dev/null && has "$candidate" src/rust/library/Cargo.lock; then
+            rustc=$candidate
+            break
+        fi
+    done
+    [[ -n $rustc ]] || missing+=(rustc-web rust-web-src)
+    ((${#missing[@]} == 0))
+}
+
+if ! look; then
+    if ! command -v apt-get >/dev/null || ((EUID != 0)); then
+        echo "SKIP windows: not installed here: ${missing[*]} (as Debian calls them)"
+        exit 0
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update --quiet
+    apt-get install --yes --quiet --no-install-recommends "${missing[@]}"
+    look || { echo "still missing: ${missing[*]}" >&2 && exit 1; }
+fi
+
+# The standard library is built from its sources, which wants a flag of a nightly compiler, and the
+# compiler that belongs to them.
+export RUSTC=$rustc RUSTDOC=${rustc%rustc}rustdoc RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$folder
+# Backtraces of what goes wrong are worth less than half of the building time.
+export CARGO_PROFILE_DEV_DEBUG=line-tables-only
+std=-Zbuild-std=std,panic_unwind,test
+
+if [[ ${1-} == --check ]]; then
+    for target in "$target" "${others[@]}"; do
+        echo "for $target:"
+        cargo check --workspace --all-targets --locked "$std" --target "$target"
+    done
+    exit
+fi
+
+# ---- Wine ------------------------------------------------------------------------------------
+
+export WINEPREFIX=$folder/wine WINEDEBUG=-all
+if [[ ! -d $WINEPREFIX/drive_c/windows/system32 ]]; then
+    mkdir -p "$folder"
+    "$wine" wineboot --init
+fi
+# Its server would otherwise wait a little for the next program.
+trap '${wine%wine64}wineserver -k || true' EXIT
+
+# Wine 8.0 lacks a DLL of one function, which Rust's standard library takes its random numbers from.
+dll=$WINEPREFIX/drive_c/windows/system32/bcryptprimitives.dll
+if [[ ! -e $dll ]]; then
+    x86_64-w64-mingw32-gcc -shared -O1 -x c - -o "$dll" -ladvapi32 <<'C'
+#include <windows.h>
+BOOLEAN NTAPI SystemFunction036(PVOID, ULONG);
+__declspec(dllexport) BOOL WINAPI ProcessPrng(PBYTE data, SIZE_T length) {
+    return SystemFunction036(data, (ULONG) length);
+}
+C
+fi
+
+# ---- Tests -----------------------------------------------------------------------------------
+
+export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_RUNNER=$wine
+cargo test -p wharf --locked "$std" --target "$target" "$@"
+(($# == 0)) || exit 0
+
+# ---- The program: this one and that one, each as server and as load ----------------------------
+
+cargo build -p wharf-cli --locked "$std" --target "$target"
+(unset RUSTC RUSTDOC RUSTC_BOOTSTRAP CARGO_TARGET_DIR && cargo build -p wharf-cli --locked)
+linux=(target/debug/wharf)
+windows=("$wine" "$folder/$target/debug/wharf.exe")
+logs=$folder/program
+rm -rf "$logs"
+mkdir -p "$logs"
+passed=0 failed=0
+
+# verdict NAME COMMAND...: runs it as a test.
+verdict() {
+    local name=$1
+    shift
+    if "$@" >"$logs/$name.log" 2>&1; then
+        passed=$((passed + 1))
+        echo "test program::$name ... ok"
+    else
+        failed=$((failed + 1))
+        echo "test program::$name ... FAILED"
+        cat "$logs/$name.log"
+    fi
+}
+
+# serve NAME COMMAND...: starts a server, and waits until it says where it listens.
+serve() {
+    local log=$logs/$1.server
+    shift
+    "$@" serve --tcp 127.0.0.1:0 >"$log" 2>&1 </dev/null &
+    server=$!
+    for _ in {1..300}; do
+        address=$(sed -n 's/^listening tcp \([0-9.:]*\).*/\1/p' "$log")
+        [[ -z $address ]] || return 0
+        sleep 0.1
+    done
+    cat "$log"
+    return 1
+}
+
+load() {
+    "$@" load tcp "$address" --connections 20 --size 1000 --depth 4 --seconds 2 --verify
+}
+
+# Ctrl-C, which Wine passes on as one: the server drains, and ends well.
+stop() {
+    kill -INT "$server" && wait "$server" && grep -q '^drained: ' "$1"
+}
+
+# Connections that are refused, and a line that says why.
+refused() {
+    ! "$@" load tcp 127.0.0.1:1 --connections 1 --size 1 --depth 1 --seconds 1
+}
+
+echo "     Running wharf as a program of Windows"
+verdict the_doctor_finds_a_port "${windows[@]}" doctor
+verdict a_refused_load_fails refused "${windows[@]}"
+if serve windows "${windows[@]}"; then
+    verdict linux_loads_windows load "${linux[@]}"
+    verdict windows_loads_windows load "${windows[@]}"
+    verdict a_server_drains_at_ctrl_c stop "$logs/windows.server"
+else
+    failed=$((failed + 1))
+fi
+if serve linux "${linux[@]}"; then
+    verdict windows_loads_linux load "${windows[@]}"
+    verdict the_linux_server_drains stop "$logs/linux.server"
+else
+    failed=$((failed + 1))
+fi
+echo "test result: $( ((failed)) && echo FAILED || echo ok). $passed passed; $failed failed; 0 ignored;"
+((failed == 0))
