@@ -22,6 +22,7 @@ pub const WHARF: &str = "wharf";
 /// is the same on the driver for machines that refuse io_uring.
 const WHARF_SERVICES: &[(&str, &[&str])] = &[
     ("echo", &["serve", "--tcp", "127.0.0.1:0", "--service", "echo"]),
+    ("echo:epoll", &["serve", "--tcp", "127.0.0.1:0", "--service", "echo", "--driver", "epoll"]),
     ("block", &["serve", "--tcp", "127.0.0.1:0", "--service", "block"]),
     ("echo:epoll", &["serve", "--tcp", "127.0.0.1:0", "--service", "echo"]),
     ("block:epoll", &["serve", "--tcp", "127.0.0.1:0", "--service", "block"]),
