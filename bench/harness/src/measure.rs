@@ -34,7 +34,7 @@ fn nanoseconds(clock: ClockId) -> Result<u64, Failure> {
 pub struct Usage {
     /// CPU time, in nanoseconds.
     pub cpu_ns: u64,
-    /// Context switches of its living threads.
+    /// Context switches, wanted and unwanted, of those threads that live at the reading.
     pub switches: u64,
     /// The most resident memory that it has had, in bytes.
     pub peak_bytes: u64,
@@ -42,17 +42,25 @@ pub struct Usage {
     /// kernel tells.
     pub busiest_share: Option<f64>,
     #[serde(skip)]
-    threads: HashMap<String, u64>,
+    threads: HashMap<String, Thread>,
+}
+
+/// What a thread has used since it was started.
+#[derive(Clone, Copy, Debug, Default)]
+struct Thread {
+    cpu_ns: u64,
+    switches: u64,
 }
 
 impl Usage {
     /// What a process has used so far.
     pub fn of(process: u32) -> Result<Self, Failure> {
+        let threads = threads(process);
         Ok(Self {
-            switches: switches(process),
+            switches: threads.values().map(|it| it.switches).sum(),
             peak_bytes: status(process, "VmHWM")?,
             busiest_share: None,
-            threads: thread_cpu_ns(process),
+            threads,
             // Last, as it is what figures are made of: nothing of the others is in it.
             cpu_ns: cpu_ns(process)?,
         })
@@ -61,48 +69,53 @@ impl Usage {
     /// What it has used since an earlier reading.
     #[must_use]
     pub fn since(self, before: &Self) -> Self {
+        // Thread by thread: one that has ended takes its counts with it, and the others' must not pay.
+        let used: Vec<Thread> = self
+            .threads
+            .iter()
+            .map(|(id, now)| {
+                let before = before.threads.get(id).copied().unwrap_or_default();
+                Thread {
+                    cpu_ns: now.cpu_ns.saturating_sub(before.cpu_ns),
+                    switches: now.switches.saturating_sub(before.switches),
+                }
+            })
+            .collect();
         Self {
             cpu_ns: self.cpu_ns.saturating_sub(before.cpu_ns),
-            switches: self.switches.saturating_sub(before.switches),
+            switches: used.iter().map(|it| it.switches).sum(),
             peak_bytes: self.peak_bytes,
-            busiest_share: busiest_share(&before.threads, &self.threads),
+            busiest_share: busiest_share(&used),
             threads: HashMap::new(),
         }
     }
 }
 
-/// The context switches of a process's living threads, wanted and unwanted.
-fn switches(process: u32) -> u64 {
-    let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return 0 };
-    let count = |status: String| -> u64 {
-        let lines = status.lines().filter_map(|line| line.split_once("voluntary_ctxt_switches:"));
-        lines.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum()
-    };
-    let statuses = tasks.filter_map(|it| fs::read_to_string(it.ok()?.path().join("status")).ok());
-    statuses.map(count).sum()
-}
-
-/// The CPU time of each living thread of a process, in nanoseconds. Empty when the kernel does not
-/// tell.
-fn thread_cpu_ns(process: u32) -> HashMap<String, u64> {
+/// The living threads of a process. What the kernel does not tell is zero.
+fn threads(process: u32) -> HashMap<String, Thread> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return HashMap::new() };
     tasks
         .filter_map(|task| {
             let task = task.ok()?;
-            let stat = fs::read_to_string(task.path().join("schedstat")).ok()?;
-            let used = stat.split_whitespace().next()?.parse().ok()?;
+            let file = |name| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            let cpu_ns = file("schedstat").split_whitespace().next().and_then(|it| it.parse().ok());
+            let status = file("status");
+            // Wanted ones and, as "nonvoluntary_ctxt_switches:", unwanted ones.
+            let switches = status
+                .lines()
+                .filter_map(|line| line.split_once("voluntary_ctxt_switches:"))
+                .filter_map(|(_, count)| count.trim().parse::<u64>().ok())
+                .sum();
+            let used = Thread { cpu_ns: cpu_ns.unwrap_or_default(), switches };
             Some((task.file_name().into_string().ok()?, used))
         })
         .collect()
 }
 
-/// The part of the CPU time between two readings that the busiest thread has used, from 0 to 1.
-fn busiest_share(before: &HashMap<String, u64>, after: &HashMap<String, u64>) -> Option<f64> {
-    let used = |(thread, &now): (&String, &u64)| {
-        now.saturating_sub(before.get(thread).copied().unwrap_or(0))
-    };
-    let total: u64 = after.iter().map(used).sum();
-    let most = after.iter().map(used).max()?;
+/// The part of the threads' CPU time that the busiest of them has used, from 0 to 1.
+fn busiest_share(used: &[Thread]) -> Option<f64> {
+    let total: u64 = used.iter().map(|it| it.cpu_ns).sum();
+    let most = used.iter().map(|it| it.cpu_ns).max()?;
     (total > 0).then(|| most as f64 / total as f64)
 }
 
@@ -237,18 +250,27 @@ mod tests {
         assert!(after - before >= used, "{before} {after} {used}");
     }
 
-    #[test]
-    fn busiest_share_counts_new_threads() {
-        let reading = |list: &[(&str, u64)]| {
-            list.iter().map(|&(thread, used)| (thread.to_owned(), used)).collect::<HashMap<_, _>>()
-        };
-        let share = busiest_share(&reading(&[("1", 10)]), &reading(&[("1", 20), ("2", 30)]));
-        assert_eq!(share, Some(0.75));
-        assert_eq!(busiest_share(&reading(&[]), &reading(&[])), None);
+    fn usage(threads: &[(&str, u64, u64)]) -> Usage {
+        let thread =
+            |&(id, cpu_ns, switches): &(&str, _, _)| (id.to_owned(), Thread { cpu_ns, switches });
+        Usage { threads: threads.iter().map(thread).collect(), ..Usage::default() }
     }
 
     #[test]
-    fn sleeping_is_a_context_switch() {
+    fn the_busiest_share_counts_new_threads() {
+        let used = usage(&[("1", 20, 0), ("2", 30, 0)]).since(&usage(&[("1", 10, 0)]));
+        assert_eq!(used.busiest_share, Some(0.75));
+        assert_eq!(usage(&[]).since(&usage(&[])).busiest_share, None);
+    }
+
+    #[test]
+    fn threads_that_end_do_not_hide_the_switches_of_others() {
+        let used = usage(&[("1", 0, 12)]).since(&usage(&[("1", 0, 5), ("2", 0, 100)]));
+        assert_eq!(used.switches, 7);
+    }
+
+    #[test]
+    fn a_thread_that_sleeps_has_switched() {
         let own = std::process::id();
         let before = Usage::of(own).expect("our own status");
         std::thread::sleep(Duration::from_millis(2));
