@@ -1,5 +1,8 @@
 //! The command line.
 
+#[cfg_attr(windows, path = "cli/datagrams_windows.rs")]
+pub(crate) mod datagrams;
+
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{
@@ -7,6 +10,10 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use wharf::Driver;
+
+use self::datagrams::Datagrams;
+#[cfg(unix)]
+pub(crate) use self::datagrams::LoadUdp;
 
 /// The largest message, in bytes.
 const SIZE_MAX: usize = 1 << 20;
@@ -53,8 +60,9 @@ pub(crate) enum Command {
     Doctor(Doctor),
 }
 
-/// Serve connections, on a completion port
+/// Serve connections and datagrams, on completion ports
 #[derive(Args, Debug)]
+#[cfg_attr(unix, command(group = datagrams::places()))]
 #[command(after_help = "Examples:
   wharf serve --tcp 127.0.0.1:7000
   wharf serve --tcp 0.0.0.0:7000 --tcp [::]:7001 --workers 16
@@ -62,19 +70,24 @@ pub(crate) enum Command {
   wharf serve --tcp 127.0.0.1:8080 --files public
 
 When it is ready it prints a line per listener, `listening tcp 127.0.0.1:7000`; with port 0 the
-system chooses the port.
+system chooses the port. Datagrams are counted; what the system had to throw away is told at the
+end.
 
 SIGTERM or SIGINT drains: nothing more is accepted, and connections are served until their peers
 close them, or are closed once they have been quiet for a moment with nothing left to send. What
 is left after --drain seconds is cut, and so is everything at a second signal. The exit code is 0
 (1 if the server could not start).")]
 pub(crate) struct Serve {
-    /// Where to listen; may be given more than once
-    #[arg(long, value_name = "ADDR", required = true, value_parser = address)]
+    /// Where to listen for connections; may be given more than once
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    #[cfg_attr(not(unix), arg(required = true))]
     pub(crate) tcp: Vec<String>,
 
+    #[command(flatten)]
+    pub(crate) datagrams: Datagrams,
+
     /// Serve the files below a folder over HTTP/1.1, and nothing beyond it
-    #[arg(long, value_name = "DIR", conflicts_with = "service")]
+    #[arg(long, value_name = "DIR", conflicts_with = "service", requires = "tcp")]
     pub(crate) files: Option<PathBuf>,
 
     /// With --files: how long a client may take to ask for something, or to take what it gets
@@ -132,6 +145,8 @@ pub(crate) enum Service {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Protocol {
     Tcp(Load),
+    #[cfg(unix)]
+    Udp(LoadUdp),
 }
 
 /// Exchange messages with an echo server over TCP
@@ -278,15 +293,18 @@ fn number(least: usize, most: usize) -> impl Fn(&str) -> Result<usize, String> +
 }
 
 fn size(text: &str) -> Result<usize, String> {
+    bytes(text)
+        .filter(|size| (1..=SIZE_MAX).contains(size))
+        .ok_or_else(|| "give a number of bytes from 1 to 1M, like 64, 64K or 1M".to_owned())
+}
+
+fn bytes(text: &str) -> Option<usize> {
     let (digits, unit) = match text.as_bytes().last() {
         Some(b'k' | b'K') => (&text[..text.len() - 1], 1 << 10),
         Some(b'm' | b'M') => (&text[..text.len() - 1], 1 << 20),
         _ => (text, 1),
     };
-    match digits.parse::<usize>().ok().and_then(|number| number.checked_mul(unit)) {
-        Some(size) if (1..=SIZE_MAX).contains(&size) => Ok(size),
-        _ => Err("give a number of bytes from 1 to 1M, like 64, 64K or 1M".to_owned()),
-    }
+    digits.parse::<usize>().ok()?.checked_mul(unit)
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

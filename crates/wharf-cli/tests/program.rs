@@ -5,7 +5,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::{Child, Command, Output, Stdio},
     sync::mpsc,
     thread,
@@ -256,7 +256,7 @@ fn wrong_usage_is_two() {
         &["serve", "--tcp", "127.0.0.1:0", "--service", "tea"],
         &["serve", "--tcp", "127.0.0.1:0", "--drain", "-1"],
         &["load", "tcp"],
-        &["load", "udp", "127.0.0.1:7000"],
+        &["load", "sctp", "127.0.0.1:7000"],
         &["load", "tcp", "127.0.0.1:7000", "--size", "0"],
         &["load", "tcp", "127.0.0.1:7000", "--seconds", "0"],
         &["load", "tcp", "127.0.0.1:7000", "--block-every", "10"],
@@ -496,4 +496,270 @@ fn the_doctor_tells_driver_reason_features_and_limits() {
         assert!(limits.iter().any(|limit| limit["name"] == name), "{name}");
     }
     assert!(!run(&["doctor"]).stdout.is_empty());
+}
+
+// ---- Datagrams --------------------------------------------------------------------------------
+
+/// A server of several kinds, and where each is served.
+struct Kinds {
+    running: Running,
+    addresses: Vec<(String, SocketAddr)>,
+}
+
+impl Kinds {
+    fn start(lines: usize, arguments: &[&str]) -> Self {
+        let mut command = wharf(&["serve", "--json"]);
+        let mut running = Running(command.args(arguments).spawn().expect("it starts"));
+        let mut out = BufReader::new(running.0.stdout.take().expect("piped"));
+        let addresses = (0..lines)
+            .map(|_| {
+                let mut line = String::new();
+                out.read_line(&mut line).expect("a pipe");
+                let words: Vec<_> = line.split_whitespace().collect();
+                let ["listening", kind, address] = words[..] else {
+                    let mut said = String::new();
+                    let _ = running.0.stderr.take().map(|mut err| err.read_to_string(&mut said));
+                    panic!("{line:?} {said}");
+                };
+                (kind.to_owned(), address.parse().expect("an address"))
+            })
+            .collect();
+        // It has said no more than these lines so far.
+        assert!(out.buffer().is_empty());
+        running.0.stdout = Some(out.into_inner());
+        Self { running, addresses }
+    }
+
+    fn address(&self, kind: &str) -> SocketAddr {
+        self.addresses.iter().find(|(name, _)| name == kind).expect("it is served").1
+    }
+
+    fn stop(self) -> Value {
+        self.running.signal(Signal::TERM);
+        let output = self.running.output();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        json(&output)
+    }
+}
+
+fn load_udp(target: SocketAddr, arguments: &[&str]) -> Value {
+    let target = target.to_string();
+    let mut all = vec!["load", "udp", &target, "--json", "--seconds", "0.5"];
+    all.extend(arguments);
+    let output = run(&all);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    json(&output)
+}
+
+fn number(value: &Value, name: &str) -> u64 {
+    value[name].as_u64().unwrap_or_else(|| panic!("{name}: {value}"))
+}
+
+/// A datagram socket on loopback that does not wait for ever.
+fn datagrams() -> UdpSocket {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    socket
+}
+
+#[test]
+fn datagrams_come_back_and_are_counted() {
+    for extra in [&[][..], &["--coalesce"]] {
+        let server = Kinds::start(1, &[&["--udp", "127.0.0.1:0"], extra].concat());
+        let target = server.address("udp");
+        let (mut sent, mut received) = (0, 0);
+        for arguments in [
+            &["--size", "16", "--depth", "1"][..],
+            &["--size", "64"],
+            &["--size", "65507", "--depth", "2"],
+            &["--size", "1000", "--gso", "--depth", "128"],
+            &["--rate", "2000"],
+            &["--rate", "2000", "--gso"],
+        ] {
+            let report = load_udp(target, arguments);
+            assert_eq!(number(&report, "duplicates"), 0, "{report}");
+            assert_eq!(number(&report, "errors"), 0, "{report}");
+            assert_eq!(number(&report, "unknown"), 0, "{report}");
+            let (out, back) = (number(&report, "sent"), number(&report, "received"));
+            assert_eq!(number(&report, "lost"), out - back, "{report}");
+            assert!(report["latency_us"]["p99"].as_f64() > Some(0.0), "{report}");
+            sent += out;
+            received += back;
+        }
+        let summary = server.stop();
+        let socket = &summary["datagrams"][0];
+        assert!((received..=sent).contains(&number(socket, "datagrams")), "{socket} of {sent}");
+        assert_eq!(number(socket, "packets"), number(socket, "answered"), "{socket}");
+        assert_eq!(number(socket, "truncated"), 0);
+        assert_eq!(number(socket, "unanswered"), 0);
+    }
+}
+
+#[test]
+fn datagrams_are_thrown_away_and_counted() {
+    let server = Kinds::start(
+        1,
+        &["--udp", "127.0.0.1:0", "--service", "discard", "--coalesce", "--receive-buffer", "4M"],
+    );
+    let target = server.address("udp");
+    let mut sent = 0;
+    for arguments in
+        [&["--one-way", "--rate", "3000"][..], &["--one-way", "--rate", "3000", "--gso"]]
+    {
+        let report = load_udp(target, arguments);
+        assert_eq!(number(&report, "received"), 0);
+        assert_eq!(number(&report, "lost"), 0, "nobody can know");
+        sent += number(&report, "sent");
+    }
+    let summary = server.stop();
+    let socket = &summary["datagrams"][0];
+    let (came, dropped) = (number(socket, "datagrams"), number(socket, "dropped"));
+    // A drop may be of several that came together.
+    assert!(came == sent || (dropped > 0 && came < sent), "{socket} of {sent}");
+    assert_eq!(number(socket, "bytes"), came * 64);
+    assert_eq!(number(socket, "answered"), 0);
+}
+
+#[test]
+fn kinds_are_served_side_by_side_or_on_one_port() {
+    let where_to = [
+        "--tcp",
+        "127.0.0.1:0",
+        "--udp",
+        "127.0.0.1:0",
+        "--broadcast",
+        "0.0.0.0:0",
+        "--multicast",
+        "239.77.8.1%lo:0",
+    ];
+    let tuned = ["--tune", "udp:workers=3,concurrency=1", "--tune", "multicast:cpus=0,workers=1"];
+    for (extra, ports) in [(&tuned[..], 4), (&["--one-port"], 1)] {
+        let server = Kinds::start(4, &[&where_to, extra].concat());
+        let kinds: Vec<_> = server.addresses.iter().map(|(kind, _)| kind.as_str()).collect();
+        assert_eq!(kinds, ["tcp", "udp", "broadcast", "multicast"]);
+        let mut stream = TcpStream::connect(server.address("tcp")).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        stream.write_all(b"tcp").expect("a connection");
+        let mut echo = [0; 9];
+        stream.read_exact(&mut echo[..3]).expect("an echo");
+        drop(stream);
+        let client = datagrams();
+        let lo = std::net::Ipv4Addr::LOCALHOST;
+        client.set_broadcast(true).expect("a socket");
+        socket2::SockRef::from(&client).set_multicast_if_v4(&lo).expect("a socket");
+        let everybody =
+            SocketAddr::from(([127, 255, 255, 255], server.address("broadcast").port()));
+        for (text, to) in [
+            ("udp", server.address("udp")),
+            ("everybody", everybody),
+            ("group", server.address("multicast")),
+        ] {
+            client.send_to(text.as_bytes(), to).expect("it is sent");
+            let (length, from) = client.recv_from(&mut echo).expect("an echo");
+            assert_eq!(&echo[..length], text.as_bytes());
+            assert_eq!((from.ip().is_loopback(), from.port()), (true, to.port()), "{text}");
+        }
+        let summary = server.stop();
+        assert_eq!(number(&summary["connections"], "finished"), 1, "{summary}");
+        for socket in summary["datagrams"].as_array().expect("a list") {
+            assert_eq!(
+                (number(socket, "datagrams"), number(socket, "answered")),
+                (1, 1),
+                "{socket}"
+            );
+        }
+        let list = summary["ports"].as_array().expect("a list");
+        assert_eq!(list.len(), ports, "{summary}");
+        if ports == 4 {
+            assert_eq!(list[1]["kinds"][0], "udp");
+            assert_eq!((number(&list[1], "workers"), number(&list[1], "concurrency")), (3, 1));
+            assert_eq!((number(&list[3], "workers"), number(&list[3], "concurrency")), (1, 1));
+            assert_eq!(list[3]["cpus"][0], 0);
+        } else {
+            assert_eq!(list[0]["kinds"].as_array().map(Vec::len), Some(4));
+        }
+    }
+}
+
+#[test]
+fn losses_and_duplicates_are_counted_by_number() {
+    let server = datagrams();
+    let target = server.local_addr().expect("an address");
+    let echo = thread::spawn(move || {
+        let (mut lost, mut doubled, mut late) = (0u64, 0u64, 0u64);
+        let mut kept: Option<Vec<u8>> = None;
+        let mut buffer = [0; 2000];
+        loop {
+            // The load says that it is over by an empty one, which the test sends.
+            let (length, from) = server.recv_from(&mut buffer).expect("a datagram");
+            if length == 0 {
+                return (lost + u64::from(kept.is_some()), doubled, late);
+            }
+            let number = u64::from_le_bytes(buffer[..8].try_into().expect("eight bytes"));
+            let answer = |bytes: &[u8]| {
+                server.send_to(bytes, from).expect("sent");
+            };
+            match number % 10 {
+                3 => lost += 1,
+                5 => kept = Some(buffer[..length].to_vec()),
+                6 => {
+                    answer(&buffer[..length]);
+                    if let Some(kept) = kept.take() {
+                        answer(&kept);
+                        late += 1;
+                    }
+                }
+                8 => {
+                    answer(&buffer[..length]);
+                    answer(&buffer[..length]);
+                    doubled += 1;
+                }
+                _ => answer(&buffer[..length]),
+            }
+            // Not one of ours.
+            if number == 0 {
+                answer(b"short");
+            }
+        }
+    });
+    let report = load_udp(target, &["--rate", "1000"]);
+    datagrams().send_to(b"", target).expect("sent");
+    let (lost, doubled, late) = echo.join().expect("no panic");
+    assert_eq!(number(&report, "dropped"), 0);
+    assert_eq!(number(&report, "lost"), lost, "{report}");
+    assert_eq!(number(&report, "duplicates"), doubled, "{report}");
+    assert_eq!(number(&report, "reordered"), late, "{report}");
+    assert_eq!(number(&report, "unknown"), 1, "{report}");
+    assert!(lost > 10 && doubled > 10 && late > 10, "{report}");
+}
+
+#[test]
+fn bad_places_for_datagrams_are_refused_with_a_remedy() {
+    let taken = datagrams();
+    let taken = taken.local_addr().expect("an address").to_string();
+    for (code, arguments, word) in [
+        (2, &["serve"][..], "--udp"),
+        (2, &["serve", "--udp", "7000"], "host and a port"),
+        (2, &["serve", "--multicast", "10.0.0.1:7000"], "224.0.0.0"),
+        (2, &["serve", "--udp", "127.0.0.1:0", "--tune", "udp:speed=1"], "workers=4"),
+        (
+            2,
+            &["serve", "--udp", "127.0.0.1:0", "--one-port", "--tune", "udp:workers=1"],
+            "one-port",
+        ),
+        (1, &["serve", "--udp", &taken], "choose another port"),
+        (1, &["serve", "--udp", "192.0.2.99:0"], "ip addr"),
+        (1, &["serve", "--multicast", "239.1.2.3%nosuch:0"], "ip link"),
+        (1, &["serve", "--multicast", "239.1.2.3%999999:0"], "ip link"),
+        (1, &["serve", "--broadcast", "[::1]:0"], "--multicast"),
+        (1, &["serve", "--udp", "127.0.0.1:0", "--tune", "tcp:workers=1"], "--tcp"),
+        (1, &["serve", "--udp", "127.0.0.1:0", "--tune", "udp:cpus=1000"], "processor 1000"),
+        (2, &["load", "udp", "127.0.0.1:1", "--size", "8"], "16 to 65507"),
+        (1, &["load", "udp", "127.0.0.1:1", "--seconds", "0.1"], "connection refused"),
+    ] {
+        let output = run(arguments);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(word), "{arguments:?}: {said}");
+    }
 }

@@ -4,6 +4,8 @@ mod generator;
 mod pattern;
 mod peer;
 mod tally;
+#[cfg(unix)]
+pub(crate) mod udp;
 
 use std::{
     net::{SocketAddr, TcpStream, ToSocketAddrs},
@@ -48,10 +50,7 @@ pub(crate) fn run(options: &Load) -> anyhow::Result<bool> {
     }
     let target = resolve(&options.target)?;
 
-    // The first signal ends the load early, with its result; the second ends the program.
-    let stop = Arc::new(AtomicBool::new(false));
-    system::stop_first(stop.clone()).context("cannot handle signals")?;
-
+    let stop = stop_flag()?;
     let threads = options.threads.min(options.connections);
     let shared = Shared {
         stop,
@@ -94,6 +93,24 @@ pub(crate) fn run(options: &Load) -> anyhow::Result<bool> {
     Ok(report.good())
 }
 
+/// The first signal ends the load early, with its result; the second ends the program.
+fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    system::stop_first(stop.clone()).context("cannot handle signals")?;
+    Ok(stop)
+}
+
+/// A bar on the terminal, for so long a time. None: there is no terminal.
+fn progress_bar(time: Duration) -> Option<ProgressBar> {
+    let bar = ProgressBar::new(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    if bar.is_hidden() {
+        return None;
+    }
+    let style = ProgressStyle::with_template("{elapsed_precise} {wide_bar} {msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    Some(bar)
+}
+
 /// Finds an address of the target; if it has several, one that answers.
 fn resolve(target: &str) -> anyhow::Result<SocketAddr> {
     let context = || format!("cannot find {target}");
@@ -107,12 +124,7 @@ fn resolve(target: &str) -> anyhow::Result<SocketAddr> {
 
 /// Draws the progress on a terminal, until the threads have ended.
 fn show_progress(options: &Load, shared: &Shared, progress: &[Progress]) {
-    let bar = ProgressBar::new(u64::try_from(options.seconds.as_millis()).unwrap_or(u64::MAX));
-    if bar.is_hidden() {
-        return;
-    }
-    let style = ProgressStyle::with_template("{elapsed_precise} {wide_bar} {msg}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let Some(bar) = progress_bar(options.seconds) else { return };
     bar.set_message("connecting");
     let mut begin = None;
     while shared.ended.load(Ordering::SeqCst) < progress.len() as u64 {

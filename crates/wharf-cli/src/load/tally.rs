@@ -35,13 +35,14 @@ pub(super) struct Tally {
     blocked: Histogram<u64>,
 }
 
+/// Of latencies in nanoseconds.
+pub(super) fn latencies() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LATENCY_MAX, 3)
+        .unwrap_or_else(|error| unreachable!("the bounds are constants that suit it: {error}"))
+}
+
 impl Tally {
     pub(super) fn new() -> Self {
-        let histogram = || {
-            Histogram::new_with_bounds(1, LATENCY_MAX, 3).unwrap_or_else(|error| {
-                unreachable!("the bounds are constants that suit it: {error}")
-            })
-        };
         Self {
             requests: 0,
             bytes: 0,
@@ -51,8 +52,8 @@ impl Tally {
             unsent: 0,
             span: Duration::ZERO,
             reasons: Vec::new(),
-            plain: histogram(),
-            blocked: histogram(),
+            plain: latencies(),
+            blocked: latencies(),
         }
     }
 
@@ -161,8 +162,8 @@ struct Reason {
 
 /// Latencies, in microseconds.
 #[derive(Debug, Serialize)]
-struct Latency {
-    count: u64,
+pub(super) struct Latency {
+    pub(super) count: u64,
     min: f64,
     mean: f64,
     p50: f64,
@@ -173,7 +174,7 @@ struct Latency {
 }
 
 impl Latency {
-    fn of(histogram: &Histogram<u64>) -> Self {
+    pub(super) fn of(histogram: &Histogram<u64>) -> Self {
         let tenths = |nanoseconds: f64| (nanoseconds / 100.0).round() / 10.0;
         let at = |percent| tenths(histogram.value_at_percentile(percent) as f64);
         Self {
@@ -188,7 +189,7 @@ impl Latency {
         }
     }
 
-    fn line(&self) -> String {
+    pub(super) fn line(&self) -> String {
         format!(
             "p50 {:.1}  p90 {:.1}  p99 {:.1}  p99.9 {:.1}  max {:.1} us",
             self.p50, self.p90, self.p99, self.p999, self.max

@@ -1,10 +1,14 @@
 //! `wharf serve`.
 //!
-//! The workers handle packets, see [`service`] and, for files, [`files`]; beside them one thread
+//! The workers handle packets, see [`service`], for files [`files`] and for datagrams
+//! [`datagram`], each kind of them on a port of its own, see [`ports`]; beside them one thread
 //! looks after signals, the drain, and peers that say or read nothing, see [`supervisor`].
 
+#[cfg_attr(windows, path = "datagram_windows.rs")]
+mod datagram;
 mod files;
 mod http;
+mod ports;
 mod service;
 #[cfg_attr(windows, path = "site_windows.rs")]
 mod site;
@@ -20,25 +24,20 @@ use std::{
 use anyhow::Context;
 use serde::Serialize;
 use socket2::SockRef;
-use wharf::{Builder, Port, Stats};
+use wharf::Listener;
 
 use self::{
+    datagram::Endpoint,
     files::Files,
     service::{Key, Server, Totals},
     site::Site,
     supervisor::{Supervisor, Verdict},
 };
 use crate::{
-    cli::{Serve, Service},
+    cli::{Serve, datagrams::Kind},
     output::{self, bytes, count, grouped},
     system::{self, Ending},
 };
-
-/// How many workers the service block has at least: most of them sleep.
-const BLOCK_WORKERS_MIN: usize = 16;
-
-/// The size of the pools' buffers.
-const BUFFER_BYTES: usize = 8 << 10;
 
 /// Serves until it is told to stop.
 pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
@@ -50,41 +49,25 @@ pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
         Site::new(folder).with_context(|| format!("cannot serve {}", folder.display()))
     });
     let site = site.transpose()?;
-    let port: Port<Key> = Builder::new()
-        .driver(options.driver)
-        .concurrency(options.concurrency)
-        .pool(options.buffers, BUFFER_BYTES)
-        .build()
-        .context("cannot make a completion port (wharf doctor says more)")?;
+    let groups = ports::make(options)?;
     let totals = Arc::new(Totals::default());
-    let mut listeners = Vec::with_capacity(options.tcp.len());
-    for address in &options.tcp {
-        let found: Vec<_> =
-            address.to_socket_addrs().with_context(|| format!("cannot find {address}"))?.collect();
-        let listener = port
-            .listen(&*found, Key::Listener)
-            .with_context(|| format!("cannot listen on {address}"))?;
-        if site.is_some() {
-            // Connections have it from their listener: one that takes nothing ends.
-            system::limit_sends(&SockRef::from(&listener), options.idle)
-                .context("cannot limit how long a client takes")?;
-        }
-        totals.listening();
-        listener.accept().with_context(|| format!("cannot accept on {address}"))?;
-        listeners.push(listener);
-    }
+    let listeners = listen(options, &groups, &totals)?;
+    let endpoints = Endpoint::all(options, &groups)?;
     for listener in &listeners {
         output::line(&format!("listening tcp {}", listener.local_addr()?))?;
+    }
+    for endpoint in &endpoints {
+        output::line(&format!("listening {}", endpoint.place()?))?;
     }
 
     let begin = Instant::now();
     let idle = site.is_some().then_some(options.idle);
     let files = site.map(|site| Files::new(site, totals.clone()));
     let server = Server::new(options.service, options.size, files, totals.clone());
-    let workers = workers(options, port.stats().concurrency);
     let supervisor = Supervisor {
-        port: &port,
+        groups: &groups,
         listeners,
+        endpoints: &endpoints,
         totals: &totals,
         service: options.service,
         idle,
@@ -95,17 +78,30 @@ pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
     let (served, verdict) = thread::scope(|scope| {
         scope.spawn(move || ending.tell(&told));
         let supervisor = scope.spawn(move || supervisor.run(&tell));
-        let served = port.workers(workers).run(|packet| server.handle(packet));
+        let serve = |group: &ports::Group| {
+            let served = group.run(|packet| server.handle(packet));
+            // Where one has ended, all do: of its own accord, none does.
+            groups.iter().for_each(|group| group.port.close());
+            served
+        };
+        let running: Vec<_> =
+            groups.iter().map(|group| scope.spawn(move || serve(group))).collect();
+        let mut served = Ok(());
+        for thread in running {
+            let ended = thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a port panicked")));
+            served = served.and(ended);
+        }
         end_of_signals.close();
         (served, supervisor.join())
     });
-    let stats = port.stats();
+    let ports: Vec<_> = groups.iter().map(ports::Group::report).collect();
+    let datagrams = endpoints.iter().map(Endpoint::report).collect::<anyhow::Result<Vec<_>>>()?;
     // Ends the connections that are left, which then count as cut.
-    drop(port);
-    served.context("the port broke")?;
+    drop((endpoints, groups));
+    served?;
     let verdict = verdict.map_err(|_| anyhow::anyhow!("the supervisor panicked"))?;
 
-    let summary = Summary::new(&totals, &stats, begin);
+    let summary = Summary::new(&totals, ports, datagrams, begin);
     if let Some(verdict) = verdict {
         output::note(&drained(&verdict, &summary));
     }
@@ -117,9 +113,29 @@ pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn workers(options: &Serve, concurrency: usize) -> usize {
-    let least = if options.service == Service::Block { BLOCK_WORKERS_MIN } else { 1 };
-    options.workers.unwrap_or_else(|| (2 * concurrency).max(least))
+fn listen(
+    options: &Serve,
+    groups: &[ports::Group],
+    totals: &Totals,
+) -> anyhow::Result<Vec<Listener<Key>>> {
+    let Some(port) = ports::of(groups, Kind::Tcp) else { return Ok(Vec::new()) };
+    let mut listeners = Vec::with_capacity(options.tcp.len());
+    for address in &options.tcp {
+        let found: Vec<_> =
+            address.to_socket_addrs().with_context(|| format!("cannot find {address}"))?.collect();
+        let listener = port
+            .listen(&*found, Key::Listener)
+            .with_context(|| format!("cannot listen on {address}"))?;
+        if options.files.is_some() {
+            // Connections have it from their listener: one that takes nothing ends.
+            system::limit_sends(&SockRef::from(&listener), options.idle)
+                .context("cannot limit how long a client takes")?;
+        }
+        totals.listening();
+        listener.accept().with_context(|| format!("cannot accept on {address}"))?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
 }
 
 /// Says how a drain went.
@@ -154,6 +170,8 @@ struct Summary {
     blocks_noticed: u64,
     kernel_entries: u64,
     buffers_exhausted: u64,
+    ports: Vec<ports::Report>,
+    datagrams: Vec<datagram::Report>,
 }
 
 #[derive(Debug, Serialize)]
@@ -165,8 +183,14 @@ struct Connections {
 }
 
 impl Summary {
-    fn new(totals: &Totals, stats: &Stats, begin: Instant) -> Self {
+    fn new(
+        totals: &Totals,
+        ports: Vec<ports::Report>,
+        datagrams: Vec<datagram::Report>,
+        begin: Instant,
+    ) -> Self {
         let ended = totals.ended();
+        let sum = |counter: fn(&ports::Report) -> u64| ports.iter().map(counter).sum();
         Self {
             seconds: begin.elapsed().as_secs_f64(),
             connections: Connections {
@@ -178,17 +202,37 @@ impl Summary {
             requests: totals.requests(),
             bytes_received: ended.received,
             bytes_sent: ended.sent,
-            concurrency: stats.concurrency,
-            packets: stats.packets,
-            stolen: stats.stolen,
-            hand_overs: stats.hand_overs,
-            blocks_noticed: stats.blocks_noticed,
-            kernel_entries: stats.kernel_entries,
-            buffers_exhausted: stats.buffers_exhausted,
+            concurrency: ports.iter().map(|port| port.concurrency).sum(),
+            packets: sum(|port| port.packets),
+            stolen: sum(|port| port.stolen),
+            hand_overs: sum(|port| port.hand_overs),
+            blocks_noticed: sum(|port| port.blocks_noticed),
+            kernel_entries: sum(|port| port.kernel_entries),
+            buffers_exhausted: sum(|port| port.buffers_exhausted),
+            ports,
+            datagrams,
         }
     }
 
     fn note(&self) {
+        for socket in &self.datagrams {
+            output::note(&socket.line());
+        }
+        if self.ports.iter().any(|port| port.kinds.contains(&Kind::Tcp)) {
+            self.note_connections();
+        }
+        output::note(&format!(
+            "{}, {} stolen; {}; {}; {}; {}",
+            count(self.packets, "packet"),
+            grouped(self.stolen),
+            count(self.hand_overs, "hand-over"),
+            count(self.blocks_noticed, "block") + " noticed",
+            grouped(self.kernel_entries) + " kernel entries",
+            count(self.buffers_exhausted, "wait") + " for a buffer",
+        ));
+    }
+
+    fn note_connections(&self) {
         let Connections { accepted, finished, failed, cut } = self.connections;
         output::note(&format!(
             "served {} in {:.1} s: {} finished, {} failed, {} cut",
@@ -202,15 +246,6 @@ impl Summary {
             "received {}, sent {}",
             bytes(self.bytes_received),
             bytes(self.bytes_sent)
-        ));
-        output::note(&format!(
-            "{}, {} stolen; {}; {}; {}; {}",
-            count(self.packets, "packet"),
-            grouped(self.stolen),
-            count(self.hand_overs, "hand-over"),
-            count(self.blocks_noticed, "block") + " noticed",
-            grouped(self.kernel_entries) + " kernel entries",
-            count(self.buffers_exhausted, "wait") + " for a buffer",
         ));
     }
 }

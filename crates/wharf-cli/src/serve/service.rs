@@ -16,7 +16,10 @@ use std::{
 
 use wharf::{Buf, Incoming, Listener, Op, Packet, Result, Stream};
 
-use super::files::{Exchange, Files, Then};
+use super::{
+    datagram::{self, Counters},
+    files::{Exchange, Files, Then},
+};
 use crate::{cli::Service, system};
 
 /// How long an accept that failed pauses before the next.
@@ -27,6 +30,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 pub(super) enum Key {
     Listener,
     Connection(Connection),
+    /// A socket for datagrams.
+    #[cfg_attr(windows, expect(dead_code, reason = "there are none yet"))]
+    Socket(Arc<Counters>),
 }
 
 /// What is known about a connection.
@@ -112,7 +118,7 @@ impl Connection {
 
 /// Uses the CPU for so long. While the thread waits for a CPU, nothing is done: the work is the
 /// same on a busy machine.
-fn work(time: Duration) {
+pub(super) fn work(time: Duration) {
     if time.is_zero() {
         return;
     }
@@ -234,7 +240,7 @@ fn serve_file(files: &Files, op: Op<Key>, bytes: usize, result: Result<usize>) -
     Ok(())
 }
 
-/// Handles the packets of all connections.
+/// Handles the packets of all connections and sockets.
 #[derive(Debug)]
 pub(super) struct Server {
     service: Service,
@@ -257,6 +263,7 @@ impl Server {
     /// Handles a packet. An error has ended its connection.
     pub(super) fn handle(&self, packet: Packet<Key>) -> Result<()> {
         let Packet { op, result, bytes, more, .. } = packet;
+        let Some(op) = datagram::handle(self.service, op, result)? else { return Ok(()) };
         if let Some(files) = &self.files
             && !matches!(op, Op::Accept { .. })
         {

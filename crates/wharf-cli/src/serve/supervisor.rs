@@ -6,9 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wharf::{Listener, Port, Stream};
+use wharf::{Listener, Stream};
 
-use super::service::{Connection, Key, Totals};
+use super::{
+    datagram::Endpoint,
+    ports::Group,
+    service::{Connection, Key, Totals},
+};
 use crate::cli::Service;
 
 /// How often it looks while the server serves.
@@ -21,8 +25,9 @@ const QUIET: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
 pub(super) struct Supervisor<'a> {
-    pub(super) port: &'a Port<Key>,
+    pub(super) groups: &'a [Group],
     pub(super) listeners: Vec<Listener<Key>>,
+    pub(super) endpoints: &'a [Endpoint],
     pub(super) totals: &'a Totals,
     pub(super) service: Service,
     /// How long a client may take to ask for a file; none if none are served.
@@ -43,8 +48,8 @@ pub(super) struct Verdict {
 }
 
 impl Supervisor<'_> {
-    /// Waits for a signal, drains, and closes the port. Nothing is returned if the port was closed
-    /// by somebody else.
+    /// Waits for a signal, drains, and closes the ports. Nothing is returned if they were closed by
+    /// somebody else.
     pub(super) fn run(self, signals: &Receiver<()>) -> Option<Verdict> {
         loop {
             match signals.recv_timeout(TICK) {
@@ -59,19 +64,24 @@ impl Supervisor<'_> {
         let before = self.totals.ended();
         self.totals.drain();
         self.listeners.iter().for_each(Listener::close);
+        self.endpoints.iter().for_each(Endpoint::stop);
         let deadline = Instant::now() + self.patience;
         let mut next_look = Instant::now();
         let mut hurried = false;
-        while !hurried && !self.totals.all_done() && Instant::now() < deadline {
+        while !hurried && !self.all_done() && Instant::now() < deadline {
             if Instant::now() >= next_look {
                 next_look += QUIET;
                 self.look(true);
             }
             hurried = signals.recv_timeout(DRAIN_TICK).is_ok();
         }
-        // What is left is cut when the port is dropped.
-        self.port.close();
+        // What is left is cut when the ports are dropped.
+        self.groups.iter().for_each(|group| group.port.close());
         Verdict { finished_before: before.finished, failed_before: before.failed, hurried }
+    }
+
+    fn all_done(&self) -> bool {
+        self.totals.all_done() && self.endpoints.iter().all(Endpoint::is_quiet)
     }
 
     /// Looks after the connections on which nothing has moved since the last look.
@@ -92,7 +102,8 @@ impl Supervisor<'_> {
             return;
         }
         let echoes = self.service == Service::Echo && self.idle.is_none();
-        let starving = echoes && self.port.stats().starving > 0;
+        let mut ports = self.groups.iter().map(|group| &group.port);
+        let starving = echoes && ports.any(|port| port.stats().starving > 0);
         if !starving && !drains {
             return;
         }
@@ -114,10 +125,12 @@ impl Supervisor<'_> {
     }
 
     fn each_connection(&self, mut visit: impl FnMut(&Stream<Key>, &Connection)) {
-        self.port.each_stream(|stream| {
-            if let Key::Connection(connection) = stream.key() {
-                visit(stream, connection);
-            }
-        });
+        for group in self.groups {
+            group.port.each_stream(|stream| {
+                if let Key::Connection(connection) = stream.key() {
+                    visit(stream, connection);
+                }
+            });
+        }
     }
 }

@@ -7,10 +7,11 @@ use std::{
     time::Duration,
 };
 
+use anyhow::{Context, bail};
 use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
     system::uname,
-    thread::sched_getaffinity,
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
     time::{ClockId, clock_gettime},
 };
 use signal_hook::{
@@ -47,6 +48,22 @@ pub(crate) fn refusal_hint() -> &'static str {
 /// The processor time that this thread has used.
 pub(crate) fn thread_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
+}
+
+/// Whether this process may run on these processors.
+pub(crate) fn check_processors(processors: &[usize]) -> anyhow::Result<()> {
+    let ours = sched_getaffinity(None).context("cannot tell which processors are ours")?;
+    match processors.iter().find(|processor| !ours.is_set(**processor)) {
+        Some(other) => bail!("processor {other} is not one of ours"),
+        None => Ok(()),
+    }
+}
+
+/// From now on this thread, and those that it starts, run on these processors only.
+pub(crate) fn run_on(processors: &[usize]) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    processors.iter().for_each(|processor| set.set(*processor));
+    Ok(sched_setaffinity(None, &set)?)
 }
 
 /// Lets the connections of a listener end when what is sent is not taken for so long.

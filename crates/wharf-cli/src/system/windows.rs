@@ -114,3 +114,13 @@ pub(crate) fn stop_first(stop: Arc<AtomicBool>) -> io::Result<()> {
     };
     ctrlc::set_handler(at_wish).map_err(io::Error::other)
 }
+
+/// Processors are not chosen here.
+pub(crate) fn check_processors(_processors: &[usize]) -> anyhow::Result<()> {
+    anyhow::bail!("processors cannot be chosen here")
+}
+
+/// Processors are not chosen here.
+pub(crate) fn run_on(_processors: &[usize]) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
