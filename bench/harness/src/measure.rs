@@ -69,7 +69,7 @@ impl Usage {
     /// What it has used since an earlier reading.
     #[must_use]
     pub fn since(self, before: &Self) -> Self {
-        // Thread by thread: one that has ended takes its counts with it, and the others' must not pay.
+        // Thread by thread: the counts of one that has ended are gone, and no loss of the others.
         let used: Vec<Thread> = self
             .threads
             .iter()
