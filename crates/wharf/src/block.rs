@@ -37,6 +37,9 @@ pub(crate) enum Payload {
     Idle,
     /// A value that was posted: it is the context.
     Posted,
+    /// A value that is posted when something happens to a handle, which it keeps.
+    #[cfg(target_os = "linux")]
+    Notified(#[expect(dead_code, reason = "kept, not read")] Arc<raw::Handle>),
     /// A receive into a buffer: some bytes, or exactly so many.
     Recv(Buf, Option<usize>),
     /// A receive for which only the pool's buffers will do, again and again.
@@ -386,6 +389,8 @@ impl Payload {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Idle | Self::Posted => "post",
+            #[cfg(target_os = "linux")]
+            Self::Notified(_) => "notify",
             Self::Recv(..) | Self::RecvEach | Self::RecvMessage(..) => "recv",
             Self::Send(_) | Self::SendVectored(_) | Self::SendMessage(..) => "send",
             Self::Accept { .. } | Self::AcceptFirst(_) => "accept",
@@ -478,6 +483,8 @@ impl Payload {
     fn request(&mut self) -> Result<Request, Error> {
         Ok(match self {
             Self::Idle | Self::Posted => return Err(Error::of(ErrorKind::InvalidInput, "start")),
+            #[cfg(target_os = "linux")]
+            Self::Notified(_) => Request::Readable,
             Self::Recv(buf, _) if buf.wants_pool() => Request::ReceivePooled { repeat: false },
             Self::Recv(buf, exact) => {
                 let (buffer, room) = writable("recv", buf)?;

@@ -186,6 +186,8 @@ impl Builder {
             raw: self.build_raw()?,
             handles: Mutex::new(Slab::new()),
             posts: Mutex::new(Vec::new()),
+            #[cfg(target_os = "linux")]
+            notifiers: Mutex::new(Vec::new()),
         });
         Ok(Port { owner: Arc::new(Owner { shared }) })
     }
@@ -206,6 +208,9 @@ pub(crate) struct PortShared<K: 'static, M: 'static> {
     pub(crate) handles: Mutex<Slab<Weak<HandleShared<K, M>>>>,
     /// Idle blocks for posted values.
     posts: Mutex<Vec<Box<Block<K, M>>>>,
+    /// What posts values when something happens: to be closed with the port.
+    #[cfg(target_os = "linux")]
+    pub(crate) notifiers: Mutex<Vec<Weak<raw::Handle>>>,
 }
 
 impl<K, M> fmt::Debug for PortShared<K, M> {
@@ -470,7 +475,8 @@ pub enum Op<K: 'static, M: 'static = ()> {
         /// What it says. None if there is no more to come, and the result says why.
         error: Option<IcmpError>,
     },
-    /// A value that was posted.
+    /// A value that was posted, or that a completion queue of Registered I/O was given to say that
+    /// it has something.
     #[doc(alias = "PostQueuedCompletionStatus")]
     Posted(M),
 }
@@ -727,22 +733,7 @@ where
     /// `Closed`, `QueueFull` (see [`Builder::post_limit`]) or `OutOfMemory`; the value comes back.
     #[doc(alias = "PostQueuedCompletionStatus")]
     pub fn post(&self, value: M) -> Result<(), Refused<M>> {
-        let shared = self.shared();
-        let spare = lock(&shared.posts).pop();
-        let block = spare.map_or_else(Block::allocate, Box::into_raw);
-        // SAFETY: the block is ours alone until it is posted.
-        let fields = unsafe { &mut *block };
-        fields.payload = Payload::Posted;
-        fields.context = Some(value);
-        match shared.raw.post(0, 0, block.cast()) {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                // SAFETY: it was not posted, so it is ours still; made by `allocate`.
-                let mut block = unsafe { Box::from_raw(block) };
-                let Some(value) = block.context.take() else { unreachable!("put in above") };
-                Err(Refused { error, value })
-            }
-        }
+        self.shared().post(value)
     }
 
     /// Runs something that may block (a lock, a file, a query) while another worker has this
@@ -827,12 +818,34 @@ impl<K, M> PortShared<K, M> {
         lock(&self.handles).iter().filter_map(|(_, handle)| handle.upgrade()).collect()
     }
 
+    pub(crate) fn post(&self, value: M) -> Result<(), Refused<M>> {
+        let spare = lock(&self.posts).pop();
+        let block = spare.map_or_else(Block::allocate, Box::into_raw);
+        // SAFETY: the block is ours alone until it is posted.
+        let fields = unsafe { &mut *block };
+        fields.payload = Payload::Posted;
+        fields.context = Some(value);
+        match self.raw.post(0, 0, block.cast()) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // SAFETY: it was not posted, so it is ours still; made by `allocate`.
+                let mut block = unsafe { Box::from_raw(block) };
+                let Some(value) = block.context.take() else { unreachable!("put in above") };
+                Err(Refused { error, value })
+            }
+        }
+    }
+
     fn close(&self) {
         self.raw.close();
         for handle in self.live_handles() {
             handle.raw.close();
             // Nobody handles packets any more, and gives turns back.
             handle.raw.set_serial(false);
+        }
+        #[cfg(target_os = "linux")]
+        for notifier in lock(&self.notifiers).drain(..).filter_map(|it| it.upgrade()) {
+            notifier.close();
         }
     }
 
@@ -861,7 +874,7 @@ impl<K, M> PortShared<K, M> {
             unsafe { done.settle(bytes, status) };
             payload = done;
             let Some(owner) = fields.handle.take() else {
-                // Posted.
+                // Posted, or a notification.
                 // SAFETY: the block is ours; made by `allocate`.
                 let block = unsafe { Box::from_raw(block) };
                 let mut posts = lock(&self.posts);
@@ -870,7 +883,11 @@ impl<K, M> PortShared<K, M> {
                 }
                 drop(posts);
                 let op = Op::Posted(context?);
-                let (result, turn) = (Ok(bytes), Turn(None));
+                let result = match status {
+                    0 => Ok(bytes),
+                    _ => Err(Error::from_status(status, payload.name())),
+                };
+                let turn = Turn(None);
                 return Some(Packet { op, result, bytes, context: None, more, turn });
             };
             handle = owner;
@@ -931,6 +948,8 @@ impl<K, M> PortShared<K, M> {
             Payload::Truncate(_) => Op::SetLen { file: file(handle) },
             #[cfg(unix)]
             Payload::Udp(work) => work.into_op(handle, buffer, completion.told),
+            #[cfg(target_os = "linux")]
+            Payload::Notified(_) => unreachable!("never a handle of the port's"),
             Payload::Idle | Payload::Posted => unreachable!("never started on a handle"),
         };
         Some(Packet { op, result, bytes, context, more, turn: Turn(serial) })

@@ -6,6 +6,7 @@ mod event;
 pub(crate) mod file;
 mod fork;
 mod mapping;
+pub(crate) mod signal;
 pub(crate) mod progress;
 pub(crate) mod transmit;
 pub(crate) mod udp;

@@ -18,8 +18,10 @@ use std::{
 
 use linux_raw_sys::io_uring as abi;
 
-pub(crate) use self::{provided::Provided, ring::is_transient};
-use self::ring::{Cqe, Ring, RingSize, Sqe};
+pub(crate) use self::{
+    provided::Provided,
+    ring::{Cqe, Ring, RingSize, Sqe, is_transient},
+};
 use super::{
     Event, Kind, NO_DESCRIPTOR, Popped, Source, Step, file,
     udp,

@@ -2,12 +2,13 @@
 //!
 //! Unlike the usual wrappers, both queues may be used by any thread. The submission queue has a
 //! lock; the completion queue has none: taking an entry is a compare-and-swap on its head, so an
-//! idle worker can take completions from the ring of a worker that is stuck.
+//! idle worker can take completions from the ring of a worker that is stuck. Who has the ring to
+//! himself (`&mut`) needs neither: [`Ring::push_alone`], [`Ring::pop_alone`].
 
 use std::{
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -71,6 +72,7 @@ pub(crate) struct Ring {
     sq_mask: u32,
     cq_head: *const AtomicU32,
     cq_tail: *const AtomicU32,
+    cq_flags: *const AtomicU32,
     cq_mask: u32,
     cqes: *const [AtomicU64; 2],
     sqes: Mapping,
@@ -105,9 +107,20 @@ impl Ring {
     pub(crate) fn new(size: RingSize, cooperative: bool) -> io::Result<Self> {
         let cooperative = if cooperative { abi::IORING_SETUP_COOP_TASKRUN } else { 0 };
         let submit_all = abi::IORING_SETUP_SUBMIT_ALL;
-        let attempts = [cooperative | submit_all, submit_all, 0];
+        Self::try_flags(size, &[cooperative | submit_all, submit_all, 0])
+    }
+
+    /// Makes a ring for one owner, who looks at it often. The kernel does not interrupt the owner
+    /// for what it has to do on his behalf: it says so in the ring ([`Self::work_waits`]), and
+    /// does it when he next enters.
+    pub(crate) fn polled(size: RingSize) -> io::Result<Self> {
+        let polled = abi::IORING_SETUP_COOP_TASKRUN | abi::IORING_SETUP_TASKRUN_FLAG;
+        Self::try_flags(size, &[polled | abi::IORING_SETUP_SUBMIT_ALL])
+    }
+
+    fn try_flags(size: RingSize, attempts: &[u32]) -> io::Result<Self> {
         for flags in attempts {
-            match setup(size, flags) {
+            match setup(size, *flags) {
                 Ok((fd, params)) => return Self::map(fd, &params),
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
                 Err(error) => return Err(error),
@@ -170,6 +183,7 @@ impl Ring {
             sq_mask,
             cq_head: rings.atomic(params.cq_off.head),
             cq_tail: rings.atomic(params.cq_off.tail),
+            cq_flags: rings.atomic(params.cq_off.flags),
             cq_mask,
             cqes: rings.atomic(params.cq_off.cqes).cast(),
             sqes,
@@ -228,6 +242,24 @@ impl Ring {
     /// What the entries point to must stay valid until their completions are taken.
     pub(crate) unsafe fn push(&self, entries: &[Sqe]) -> io::Result<()> {
         let _guard = self.submit.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the caller's promise; we hold the lock.
+        unsafe { self.push_locked(entries) }
+    }
+
+    /// The same for who has the ring to himself.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::push`].
+    pub(crate) unsafe fn push_alone(&mut self, entries: &[Sqe]) -> io::Result<()> {
+        // SAFETY: the caller's promise; nobody else can reach the ring.
+        unsafe { self.push_locked(entries) }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Self::push`], and nobody else pushes meanwhile.
+    unsafe fn push_locked(&self, entries: &[Sqe]) -> io::Result<()> {
         let count = u32::try_from(entries.len()).unwrap_or(u32::MAX);
         let mut attempts = 0;
         while self.size.submissions - self.unsubmitted() < count {
@@ -243,12 +275,16 @@ impl Ring {
         for (index, entry) in (0..).zip(entries) {
             let slot = tail.wrapping_add(index) & self.sq_mask;
             // SAFETY: the slot lies inside the mapping (masked), belongs to the free part of the
-            // queue (checked above) and is written only under the lock we hold.
+            // queue (checked above), and nobody else pushes.
             unsafe { self.sqes.address().cast::<Sqe>().add(slot as usize).write(*entry) };
         }
         // SAFETY: the tail counter lives as long as the ring. Release publishes the entries.
         unsafe { (*self.sq_tail).store(tail.wrapping_add(count), Ordering::Release) };
         Ok(())
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     pub(crate) fn fd(&self) -> i32 {
@@ -264,14 +300,10 @@ impl Ring {
             if head == Self::load(self.cq_tail, Ordering::Acquire) {
                 return None;
             }
-            // SAFETY: the masked index lies inside the queue. The kernel may be overwriting this
-            // entry only if another thread has moved the head past it; then what we read is
-            // discarded because the compare-and-swap below fails. Reads are atomic, so a torn
-            // read is a stale value, not a data race.
-            let words = unsafe { &*self.cqes.add((head & self.cq_mask) as usize) };
-            let user_data = words[0].load(Ordering::Relaxed);
-            let [low, high] = split(words[1].load(Ordering::Relaxed));
-            let cqe = Cqe { user_data, result: low.cast_signed(), flags: high };
+            // The kernel may be overwriting this entry only if another thread has moved the head
+            // past it; then what we read is discarded because the compare-and-swap below fails.
+            // Reads are atomic, so a torn read is a stale value, not a data race.
+            let cqe = self.completion(head);
             if !wanted(&cqe) {
                 return None;
             }
@@ -285,6 +317,71 @@ impl Ring {
                 Err(current) => head = current,
             }
         }
+    }
+
+    /// Takes the oldest completion, for who has the ring to himself.
+    #[inline]
+    pub(crate) fn pop_alone(&mut self) -> Option<Cqe> {
+        let cqe = self.peek_alone()?;
+        self.pass_alone();
+        Some(cqe)
+    }
+
+    /// The oldest completion, which stays where it is. For who has the ring to himself.
+    #[inline]
+    pub(crate) fn peek_alone(&mut self) -> Option<Cqe> {
+        let head = Self::load(self.cq_head, Ordering::Relaxed);
+        let some = head != Self::load(self.cq_tail, Ordering::Acquire);
+        some.then(|| self.completion(head))
+    }
+
+    /// Takes the completion that was peeked at.
+    #[inline]
+    pub(crate) fn pass_alone(&mut self) {
+        let head = Self::load(self.cq_head, Ordering::Relaxed);
+        // SAFETY: the head counter lives as long as the ring. Release: the kernel may overwrite
+        // the entry once it sees the new head, and we have read it.
+        unsafe { (*self.cq_head).store(head.wrapping_add(1), Ordering::Release) };
+    }
+
+    /// The entry of the completion queue with this index.
+    #[inline]
+    fn completion(&self, index: u32) -> Cqe {
+        // SAFETY: the masked index lies inside the queue; the reads are atomic.
+        let words = unsafe { &*self.cqes.add((index & self.cq_mask) as usize) };
+        let [low, high] = split(words[1].load(Ordering::Relaxed));
+        let user_data = words[0].load(Ordering::Relaxed);
+        Cqe { user_data, result: low.cast_signed(), flags: high }
+    }
+
+    /// How many completions there have ever been, modulo 2³².
+    pub(crate) fn completed(&self) -> u32 {
+        Self::load(self.cq_tail, Ordering::Acquire)
+    }
+
+    /// Whether the kernel has something to do for a [`Self::polled`] ring, at the next entry.
+    #[inline]
+    pub(crate) fn work_waits(&self) -> bool {
+        let work = abi::IORING_SQ_TASKRUN | abi::IORING_SQ_CQ_OVERFLOW;
+        Self::load(self.sq_flags, Ordering::Relaxed) & work != 0
+    }
+
+    /// Signals an eventfd for each completion, while [`Self::set_signalling`] says so.
+    pub(crate) fn register_event(&self, event: BorrowedFd<'_>) -> io::Result<()> {
+        let event = event.as_raw_fd();
+        let opcode = abi::io_uring_register_op::IORING_REGISTER_EVENTFD as u32;
+        // SAFETY: the argument is a descriptor, read during the call.
+        unsafe { self.register(opcode, (&raw const event).cast(), 1) }
+    }
+
+    /// Whether completions signal the registered event from now on.
+    pub(crate) fn set_signalling(&self, on: bool) {
+        let flags = if on { 0 } else { abi::IORING_CQ_EVENTFD_DISABLED };
+        // SAFETY: the flags live as long as the ring, and are ours to write. Sequentially
+        // consistent with the look at the queue that follows: either we see a completion, or the
+        // kernel sees that it has to signal.
+        unsafe { (*self.cq_flags).store(flags, Ordering::SeqCst) };
+        fence(Ordering::SeqCst);
     }
 
     /// Enters the kernel once: submits everything queued, and waits until at least `wanted`

@@ -1,7 +1,7 @@
 //! What UDP needs from a Unix: the calls that receive and send ([`transfer`]), what they are given
 //! ([`header`], [`control`]), and here the options that `socket2` does not know.
 
-mod control;
+pub(crate) mod control;
 mod header;
 mod transfer;
 

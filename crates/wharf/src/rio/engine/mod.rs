@@ -1,0 +1,254 @@
+//! What does the work of a completion queue.
+//!
+//! An engine is owned by its completion queue and used through `&mut`: it needs no lock. It keeps
+//! every request with its slice from [`Engine::receive`] or [`Engine::send`] until it hands the
+//! completion out in [`Engine::pop`], and nobody else can name the slice in between. Quotas,
+//! handles and arguments are checked above it.
+//!
+//! Two engines do the same, chosen when a completion queue is made: `uring`, and `poll`, for where
+//! io_uring is refused or too old.
+
+mod uring;
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+use super::{
+    completion::{Completion, Direction},
+    head::Head,
+    queue::RequestQueue,
+    region::Slice,
+};
+use crate::sys::udp::control::Writer;
+
+/// A request in an engine's hands.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) slice: Slice,
+    pub(super) context: u64,
+    pub(super) flags: Flags,
+}
+
+/// How a request is to be treated. A word, because requests move often, and a few bytes on their
+/// own move badly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Flags(u32);
+
+impl Flags {
+    const QUIET: u32 = 1;
+    const WHOLE: u32 = 2;
+
+    pub(super) fn quiet(self) -> Self {
+        Self(self.0 | Self::QUIET)
+    }
+
+    pub(super) fn whole(self) -> Self {
+        Self(self.0 | Self::WHOLE)
+    }
+
+    /// Its completion does not trigger a notification.
+    #[inline]
+    pub(super) fn is_quiet(self) -> bool {
+        self.0 & Self::QUIET != 0
+    }
+
+    /// A receive on a stream that completes when its slice is full.
+    #[inline]
+    pub(super) fn is_whole(self) -> bool {
+        self.0 & Self::WHOLE != 0
+    }
+}
+
+/// How a datagram is to be sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Route {
+    pub(super) to: Option<SocketAddr>,
+    pub(super) from: Option<IpAddr>,
+    pub(super) segment: Option<u16>,
+}
+
+impl Route {
+    /// Writes the control messages that say so. Returns how many bytes that were.
+    fn write(&self, room: &mut [u8]) -> usize {
+        let mut writer = Writer::new(room);
+        let segment = self.segment.map(|it| (libc::SOL_UDP, libc::UDP_SEGMENT, it.to_ne_bytes()));
+        let fits = segment.is_none_or(|(level, kind, data)| writer.put(level, kind, &data));
+        let fits = fits
+            && match self.from {
+                // The interface is the system's choice; the address, and none for the header.
+                Some(IpAddr::V4(from)) => {
+                    let mut info = [0; size_of::<libc::in_pktinfo>()];
+                    info[4..8].copy_from_slice(&from.octets());
+                    writer.put(libc::IPPROTO_IP, libc::IP_PKTINFO, &info)
+                }
+                Some(IpAddr::V6(from)) => {
+                    let mut info = [0; size_of::<libc::in6_pktinfo>()];
+                    info[..16].copy_from_slice(&from.octets());
+                    writer.put(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info)
+                }
+                None => true,
+            };
+        debug_assert!(fits, "the room is for all of it");
+        writer.used()
+    }
+}
+
+/// What a socket is, and what is wanted of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Traits {
+    pub(super) stream: bool,
+    pub(super) v6: bool,
+    pub(super) addresses: bool,
+    pub(super) local_addresses: bool,
+    pub(super) coalesce: bool,
+    /// How many receives may be outstanding.
+    pub(super) receives: usize,
+}
+
+/// How an engine is to be made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Setup {
+    /// How many completions may be outstanding.
+    pub(super) capacity: usize,
+    /// Whether notifications will be asked for.
+    pub(super) notifies: bool,
+}
+
+/// One of the engines.
+#[derive(Debug)]
+pub(super) enum Engine {
+    Uring(Box<uring::Engine>),
+}
+
+/// Hands a call on to the engine.
+macro_rules! engine {
+    ($self:ident, $engine:ident => $call:expr) => {
+        match $self {
+            Engine::Uring($engine) => $call,
+        }
+    };
+}
+
+impl Engine {
+    pub(super) fn new(setup: Setup) -> io::Result<Self> {
+        Ok(Self::Uring(Box::new(uring::Engine::new(setup)?)))
+    }
+
+    /// Takes a socket under a number that is not in use.
+    pub(super) fn open(&mut self, index: u16, socket: OwnedFd, traits: Traits) -> Opened {
+        engine!(self, engine => engine.open(index, socket, traits))
+    }
+
+    /// The socket of this number.
+    pub(super) fn socket(&self, index: u16) -> Option<BorrowedFd<'_>> {
+        engine!(self, engine => engine.socket(index))
+    }
+
+    /// Starts a receive. Every receive that is started completes.
+    #[inline(always)]
+    pub(super) fn receive(&mut self, index: u16, slice: Slice, context: u64, flags: Flags) {
+        // Words that stay in registers: a request would be moved through memory.
+        engine!(self, engine => engine.receive(index, slice, context, flags));
+    }
+
+    /// Starts a send, at once or when it is committed. Every send that is started completes.
+    #[inline]
+    pub(super) fn send(&mut self, index: u16, request: Request, route: Route, deferred: bool) {
+        engine!(self, engine => engine.send(index, request, route, deferred));
+    }
+
+    /// Starts what was deferred.
+    pub(super) fn commit(&mut self, index: u16) -> io::Result<()> {
+        engine!(self, engine => engine.commit(index))
+    }
+
+    /// The next completion, if it is of the usual kind: a receive with more to come. Dealt with in
+    /// place, so that it reaches the program without being moved through memory several times.
+    #[inline(always)]
+    pub(super) fn pop_usual(&mut self) -> Option<Completion> {
+        engine!(self, engine => engine.pop_usual())
+    }
+
+    /// The next completion that is there. Its socket has no name yet.
+    pub(super) fn pop(&mut self) -> Option<Completion> {
+        engine!(self, engine => engine.pop())
+    }
+
+    /// Looks whether there is more, and brings on its way what waits for that. Cheap where there
+    /// is nothing to do.
+    #[inline]
+    pub(super) fn look(&mut self) -> io::Result<()> {
+        engine!(self, engine => engine.look())
+    }
+
+    /// Lets this event be signalled each time that [`Self::arm`] says so.
+    pub(super) fn set_event(&mut self, event: Arc<OwnedFd>) -> io::Result<()> {
+        engine!(self, engine => engine.set_event(event))
+    }
+
+    /// Instead of an event: a descriptor that becomes readable each time that [`Self::arm`] says
+    /// so.
+    pub(super) fn sign(&mut self) -> io::Result<OwnedFd> {
+        engine!(self, engine => engine.sign())
+    }
+
+    /// Forgets that [`Self::arm`] was called.
+    pub(super) fn disarm(&mut self) {
+        engine!(self, engine => engine.disarm());
+    }
+
+    /// Resets the event, and asks for it to be signalled, once, when there is a completion that
+    /// notifies.
+    pub(super) fn arm(&mut self) -> io::Result<Armed> {
+        engine!(self, engine => engine.arm())
+    }
+
+    /// Whether this process is a child of the one that made the engine.
+    #[inline]
+    pub(super) fn in_child(&self) -> bool {
+        engine!(self, engine => engine.in_child())
+    }
+
+    /// Ends a socket: everything outstanding completes, what was not done yet as cancelled.
+    pub(super) fn close(&mut self, index: u16) {
+        engine!(self, engine => engine.close(index));
+    }
+}
+
+/// What became of asking for a notification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Armed {
+    /// One is outstanding.
+    Already,
+    /// There is a completion that notifies. The event has not been signalled, and will not be.
+    Now,
+    /// The event will be signalled.
+    Later,
+}
+
+/// A socket that was taken, or is given back.
+pub(super) type Opened = Result<(), (io::Error, OwnedFd)>;
+
+impl Completion {
+    /// A completion as an engine sees it. The status is 0 or a negative error code.
+    #[inline(always)]
+    fn of(index: u16, direction: Direction, request: Request, status: i32, bytes: usize) -> Self {
+        let Request { slice, context, flags } = request;
+        Self {
+            socket: RequestQueue::unnamed(index),
+            direction,
+            slice,
+            context,
+            status,
+            // No slice has more.
+            bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+            whole: 0,
+            head: Head::NONE,
+            flags,
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Registered I/O: datagrams and streams with as few system calls as there can be.
+//!
+//! A [`Region`] is memory set up once. Its [`Slice`]s go into receives and sends that are started
+//! on a *request queue*, one for each socket, and come back out of a [`CompletionQueue`]. Starting
+//! a receive costs a few writes to memory. Looking for completions costs a few reads, and one
+//! system call for everything that has come in since. The queue has one owner: there are no locks,
+//! and no threads behind it.
+//!
+//! ```
+//! use wharf::rio::{CompletionQueue, Quota, Region};
+//!
+//! let region = Region::new(64, 2048)?;
+//! let mut queue = CompletionQueue::polled(64)?;
+//! let socket = queue.udp("127.0.0.1:0", Quota { receives: 64, sends: 0 })?;
+//! for slice in region.slices() {
+//!     queue.receive(socket, slice)?;
+//! }
+//! # let client = std::net::UdpSocket::bind("127.0.0.1:0")?;
+//! # let address = queue.local_addr(socket)?;
+//! # client.send_to(b"hello", address)?;
+//! # let mut count = 0;
+//! loop {
+//!     while let Some(done) = queue.dequeue()? {
+//!         count += 1;
+//!         queue.receive(socket, done.slice)?;
+//!     }
+//! #   if count > 0 { break }
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Quotas
+//!
+//! A request queue is made with a [`Quota`]: how many of its receives and how many of its sends may
+//! be outstanding. The completion queue reserves room for them, so that it cannot overflow. A
+//! request counts from when it is started until its completion is *dequeued*: only there its slice
+//! and its place in the quota come back.
+//!
+//! # Being notified
+//!
+//! A polled queue is looked at again and again. Another can be waited for: by an event
+//! ([`CompletionQueue::event`], a descriptor to poll), or through a port
+//! ([`CompletionQueue::through`]), where a packet says that there is something to dequeue. Either
+//! way `notify` asks for it, once; after that, dequeue until there is nothing left, and ask again.
+//! Requests started with [`Start::quiet`] do not notify.
+//!
+//! # One owner
+//!
+//! A queue can be moved to another thread, and shared behind a mutex. It cannot be used from two
+//! threads at once:
+//!
+//! ```compile_fail,E0596
+//! # use wharf::rio::{CompletionQueue, Polled};
+//! # fn share(queue: &CompletionQueue<Polled>) {
+//! std::thread::scope(|scope| {
+//!     scope.spawn(|| queue.dequeue()); // needs `&mut`
+//!     scope.spawn(|| queue.dequeue());
+//! });
+//! # }
+//! ```
+//!
+//! ```compile_fail,E0499
+//! # use wharf::rio::{CompletionQueue, Polled, RequestQueue, Slice};
+//! # fn share(queue: &mut CompletionQueue<Polled>, socket: RequestQueue, slice: Slice) {
+//! std::thread::scope(|scope| {
+//!     scope.spawn(|| queue.receive(socket, slice));
+//!     scope.spawn(|| queue.dequeue()); // the other one has it
+//! });
+//! # }
+//! ```
+//!
+//! Nor can a slice be used while a request has it, or be given to two:
+//!
+//! ```compile_fail,E0382
+//! # use wharf::rio::{CompletionQueue, Polled, RequestQueue, Slice};
+//! # fn twice(queue: &mut CompletionQueue<Polled>, socket: RequestQueue, slice: Slice) {
+//! queue.receive(socket, slice).unwrap();
+//! println!("{:?}", &slice[..]); // it has moved
+//! # }
+//! ```
+//!
+//! ```compile_fail,E0382
+//! # use wharf::rio::{CompletionQueue, Polled, RequestQueue, Slice};
+//! # fn twice(queue: &mut CompletionQueue<Polled>, socket: RequestQueue, slice: Slice) {
+//! queue.receive(socket, slice).unwrap();
+//! queue.send(socket, slice).unwrap();
+//! # }
+//! ```
+//!
+//! And there is nothing to dequeue from after a queue has been closed, which is to drop it:
+//!
+//! ```compile_fail,E0382
+//! # use wharf::rio::{CompletionQueue, Polled};
+//! # fn after(mut queue: CompletionQueue<Polled>) {
+//! drop(queue);
+//! let _ = queue.dequeue();
+//! # }
+//! ```
+//!
+//! # Safety of memory
+//!
+//! The kernel writes to a slice only while a request has it, and a request's slice has no name: it
+//! is in the queue, which gives it to nobody before the kernel is done with it. A slice keeps its
+//! region mapped. A queue that is dropped waits until the kernel has let go of every slice; if it
+//! will not (for five seconds), or if the queue is forgotten, the slices and their region stay for
+//! ever. So no order of dropping, no `mem::forget` and no panic lets the kernel write to memory
+//! that is freed or in other use.
+
+mod completion;
+mod engine;
+mod head;
+mod notify;
+mod queue;
+mod region;
+mod start;
+
+pub use self::{
+    completion::{Completion, Direction},
+    notify::{Builder, Event, Polled, Through},
+    queue::{CompletionQueue, Options, Quota, RequestQueue},
+    region::{Region, Slice},
+    start::Start,
+};

@@ -1,0 +1,286 @@
+//! How the owner of a completion queue learns that there is something in it.
+
+use std::{
+    fmt,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    CompletionQueue,
+    engine::{Armed, Engine, Setup},
+};
+use crate::{
+    block::{Block, Payload},
+    error::{Error, ErrorKind, Refused, Result},
+    port::{Port, PortShared},
+    raw,
+    raw::Request,
+    sync::lock,
+    sys::signal,
+};
+
+/// The notification of a queue that is polled: none.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Polled;
+
+/// The notification of a queue that signals an event: a descriptor that can be polled. See
+/// [`CompletionQueue::event`].
+#[derive(Debug)]
+#[doc(alias = "RIO_EVENT_COMPLETION")]
+pub struct Event {
+    event: Arc<OwnedFd>,
+}
+
+/// The notification of a queue that posts a packet to a port. See [`CompletionQueue::through`].
+#[doc(alias = "RIO_IOCP_COMPLETION")]
+pub struct Through<K: 'static, M: 'static> {
+    port: Arc<PortShared<K, M>>,
+    handle: Arc<raw::Handle>,
+}
+
+impl<K, M> fmt::Debug for Through<K, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Through").field("port", &self.port).finish_non_exhaustive()
+    }
+}
+
+const NOTIFY: &str = "notify";
+
+fn outstanding() -> Error {
+    Error::of(ErrorKind::Busy, NOTIFY)
+        .with_remedy("a notification is outstanding: wait for it before asking for the next")
+}
+
+impl CompletionQueue {
+    /// Makes a queue that is polled, with room for so many completions.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if the capacity is 0 or more than 134,217,728; what the system says if it
+    /// lacks memory or descriptors.
+    #[doc(alias = "RIOCreateCompletionQueue")]
+    pub fn polled(capacity: usize) -> Result<Self> {
+        Builder::new(capacity).polled()
+    }
+}
+
+impl CompletionQueue<Event> {
+    /// Makes a queue that signals an event, with room for so many completions.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use wharf::rio::{CompletionQueue, Quota, Region};
+    ///
+    /// let region = Region::new(16, 2048)?;
+    /// let mut queue = CompletionQueue::event(16)?;
+    /// let socket = queue.udp("127.0.0.1:0", Quota { receives: 16, sends: 0 })?;
+    /// for slice in region.slices() {
+    ///     queue.receive(socket, slice)?;
+    /// }
+    /// # let client = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    /// # client.send_to(b"hello", queue.local_addr(socket)?)?;
+    /// queue.notify()?;
+    /// if queue.wait(Some(Duration::from_secs(10)))? {
+    ///     while let Some(done) = queue.dequeue()? {
+    ///         println!("{} bytes", done.bytes()?);
+    ///         queue.receive(socket, done.slice)?;
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`CompletionQueue::polled`].
+    #[doc(alias = "RIOCreateCompletionQueue")]
+    pub fn event(capacity: usize) -> Result<Self> {
+        Builder::new(capacity).event()
+    }
+
+    /// Asks for the event to be signalled once, when there is a completion that notifies: at once
+    /// if there is one already. The event is reset first.
+    ///
+    /// # Errors
+    ///
+    /// `Busy` while a notification is outstanding: it has been asked for, and has not happened.
+    #[doc(alias = "RIONotify")]
+    #[doc(alias = "WSAEALREADY")]
+    pub fn notify(&mut self) -> Result<()> {
+        self.check_process(NOTIFY)?;
+        match self.engine.arm().map_err(|error| Error::from_io(&error, NOTIFY))? {
+            Armed::Already => Err(outstanding()),
+            Armed::Later => Ok(()),
+            Armed::Now => signal::raise(self.notification.event.as_fd())
+                .map_err(|error| Error::from_io(&error, NOTIFY)),
+        }
+    }
+
+    /// Waits until the event is signalled, at most for so long. True: it is.
+    ///
+    /// To wait for other things at the same time, poll the descriptor (`AsFd`): it is readable
+    /// while the event is signalled. Nobody needs to read from it.
+    ///
+    /// # Errors
+    ///
+    /// `Forked` in a child of the process that made the queue; what the system says.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> Result<bool> {
+        const ACTION: &str = "wait";
+        self.check_process(ACTION)?;
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let event = self.notification.event.as_fd();
+        signal::wait(event, deadline).map_err(|error| Error::from_io(&error, ACTION))
+    }
+}
+
+/// The event: readable while it is signalled.
+impl AsFd for CompletionQueue<Event> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.notification.event.as_fd()
+    }
+}
+
+impl<K, M> CompletionQueue<Through<K, M>>
+where
+    K: Send + Sync + 'static,
+    M: Send + 'static,
+{
+    /// Makes a queue that posts a packet to a port, with room for so many completions.
+    ///
+    /// It does not keep the port open.
+    ///
+    /// # Errors
+    ///
+    /// As for [`CompletionQueue::polled`], and `Closed` if the port is closed.
+    #[doc(alias = "RIOCreateCompletionQueue")]
+    pub fn through(port: &Port<K, M>, capacity: usize) -> Result<Self> {
+        Builder::new(capacity).through(port)
+    }
+
+    /// Asks for this value to be posted to the port once, when there is a completion that
+    /// notifies: at once if there is one already. A worker takes it as
+    /// [`Op::Posted`](crate::Op::Posted).
+    ///
+    /// Called by a worker, what has to be watched for is submitted with the worker's next wait, as
+    /// everything that it starts. When the queue is dropped, the packet of a notification that is
+    /// outstanding comes with the error that it was cancelled.
+    ///
+    /// # Errors
+    ///
+    /// `Busy` while a notification is outstanding: it has been asked for, and has not happened;
+    /// `Closed` if the port is closed. The value comes back.
+    #[doc(alias = "RIONotify")]
+    #[doc(alias = "WSAEALREADY")]
+    pub fn notify(&mut self, value: M) -> Result<(), Refused<M>> {
+        let armed = self
+            .check_process(NOTIFY)
+            .and_then(|()| self.engine.arm().map_err(|error| Error::from_io(&error, NOTIFY)));
+        let Through { port, handle } = &self.notification;
+        match armed {
+            Ok(Armed::Now) => port.post(value),
+            Ok(Armed::Later) => port.post_when_readable(handle, value).inspect_err(|_| {
+                self.engine.disarm();
+            }),
+            Ok(Armed::Already) => Err(Refused { error: outstanding(), value }),
+            Err(error) => Err(Refused { error, value }),
+        }
+    }
+}
+
+impl<K: 'static, M: 'static> Drop for Through<K, M> {
+    fn drop(&mut self) {
+        // What is outstanding comes out of the port, cancelled.
+        self.handle.close();
+    }
+}
+
+/// Builds a completion queue that is not like those of [`CompletionQueue::polled`] and the like.
+#[derive(Clone, Copy, Debug)]
+pub struct Builder {
+    capacity: usize,
+}
+
+impl Builder {
+    /// A queue with room for so many completions.
+    #[must_use]
+    pub const fn new(capacity: usize) -> Self {
+        Self { capacity }
+    }
+
+    fn engine(self, notifies: bool) -> Result<Engine> {
+        CompletionQueue::<()>::check_capacity(self.capacity)?;
+        Engine::new(Setup { capacity: self.capacity, notifies })
+            .map_err(|error| Error::from_io(&error, "make a completion queue"))
+    }
+
+    /// Makes a queue that is polled: [`CompletionQueue::polled`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn polled(self) -> Result<CompletionQueue> {
+        Ok(CompletionQueue::of(self.engine(false)?, self.capacity, Polled))
+    }
+
+    /// Makes a queue that signals an event: [`CompletionQueue::event`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn event(self) -> Result<CompletionQueue<Event>> {
+        let mut engine = self.engine(true)?;
+        let event = signal::new()
+            .and_then(|event| {
+                let event = Arc::new(event);
+                engine.set_event(event.clone()).map(|()| event)
+            })
+            .map_err(|error| Error::from_io(&error, "make an event"))?;
+        Ok(CompletionQueue::of(engine, self.capacity, Event { event }))
+    }
+
+    /// Makes a queue that posts a packet to a port: [`CompletionQueue::through`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn through<K, M>(self, port: &Port<K, M>) -> Result<CompletionQueue<Through<K, M>>>
+    where
+        K: Send + Sync + 'static,
+        M: Send + 'static,
+    {
+        let mut engine = self.engine(true)?;
+        let port = port.shared().clone();
+        let sign = engine.sign().map_err(|error| Error::from_io(&error, "make a queue's sign"))?;
+        let handle = Arc::new(port.raw.associate(sign, 0).map_err(Error::from)?);
+        let mut notifiers = lock(&port.notifiers);
+        notifiers.retain(|other| other.strong_count() > 0);
+        notifiers.push(Arc::downgrade(&handle));
+        drop(notifiers);
+        Ok(CompletionQueue::of(engine, self.capacity, Through { port, handle }))
+    }
+}
+
+impl<K, M> PortShared<K, M> {
+    /// Posts a value when a handle becomes readable.
+    fn post_when_readable(&self, handle: &Arc<raw::Handle>, value: M) -> Result<(), Refused<M>> {
+        let block = Block::<K, M>::allocate();
+        // SAFETY: the block is ours alone until it is started.
+        let fields = unsafe { &mut *block };
+        fields.payload = Payload::Notified(handle.clone());
+        fields.context = Some(value);
+        fields.operation.prepare(Request::Readable, None, false);
+        // SAFETY: the block stays where it is, untouched, until its completion; it keeps the
+        // handle, and the request points to nothing.
+        match unsafe { handle.start(block.cast()) } {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // SAFETY: it was not started, so it is ours still; made by `allocate`.
+                let mut block = unsafe { Box::from_raw(block) };
+                let Some(value) = block.context.take() else { unreachable!("put in above") };
+                Err(Refused { error, value })
+            }
+        }
+    }
+}

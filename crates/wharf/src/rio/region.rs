@@ -1,0 +1,293 @@
+//! Registered memory, and the tokens for its parts.
+
+use std::{
+    fmt,
+    ops::{Deref, DerefMut},
+    sync::{Arc, Mutex},
+};
+
+use crate::{
+    error::{Error, ErrorKind, Refused, Result},
+    sync::lock,
+    sys::Mapping,
+};
+
+/// Bytes before each slice that are the system's: there it puts what it has to say of a datagram
+/// (where it is from, how it was coalesced). No user sees them.
+pub(super) const HEADROOM: usize = 192;
+
+/// The most bytes a slice may have.
+const BYTES_MAX: usize = 1 << 30;
+
+/// A large piece of memory, set up once, from which receives and sends take their slices.
+///
+/// A region is divided into slices of one size. A [`Slice`] is owned: one cannot be in use twice,
+/// and cannot be touched while a request has it. Make few regions, and large ones: the memory is
+/// there from the start (nothing faults later), and is freed when the region and all its slices
+/// are gone, in whatever order.
+///
+/// ```
+/// use wharf::rio::Region;
+///
+/// let region = Region::new(1024, 2048)?; // 1,024 slices of 2,048 bytes
+/// let mut slice = region.slice(0)?;
+/// slice.copy_from(b"hello")?;
+/// assert_eq!(&slice[..], b"hello");
+/// assert!(region.slice(0).is_err(), "it is out already");
+/// assert_eq!(region.slices().count(), 1023);
+/// # Ok::<(), wharf::Error>(())
+/// ```
+#[doc(alias = "RIO_BUFFERID")]
+pub struct Region {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    memory: Mapping,
+    /// Bytes in each slice.
+    size: usize,
+    /// Bytes from one slice to the next.
+    stride: usize,
+    out: Mutex<Out>,
+}
+
+/// Which slices are out.
+struct Out {
+    taken: Vec<bool>,
+    count: usize,
+}
+
+impl Region {
+    /// Makes a region of so many slices of so many bytes each.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if it would have no slice, or none with a byte in it, or more than 4
+    /// billion, or such of more than 1 GiB; `OutOfMemory` where there is not so much memory.
+    #[doc(alias = "RIORegisterBuffer")]
+    pub fn new(slices: usize, bytes: usize) -> Result<Self> {
+        const ACTION: &str = "register a region";
+        let wrong = Error::of(ErrorKind::InvalidInput, ACTION)
+            .with_remedy("a region has at least one slice, of 1 byte to 1 GiB");
+        if slices == 0 || bytes == 0 || bytes > BYTES_MAX || u32::try_from(slices).is_err() {
+            return Err(wrong);
+        }
+        // An odd number of cache lines from slice to slice: with a power of two, the beginnings of
+        // all slices would compete for a few places of the processor's cache.
+        let stride = (HEADROOM + bytes).next_multiple_of(64) | 64;
+        let length = stride.checked_mul(slices).filter(|&it| isize::try_from(it).is_ok());
+        let memory = Mapping::resident(length.ok_or(wrong)?).map_err(|error| {
+            let remedy = "make the region smaller, or give the process more memory";
+            Error::from_io(&error, ACTION).with_remedy(remedy)
+        })?;
+        let out = Mutex::new(Out { taken: vec![false; slices], count: 0 });
+        Ok(Self { shared: Arc::new(Shared { memory, size: bytes, stride, out }) })
+    }
+
+    /// Takes the slice with this number, from 0.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if the region has no such slice, `Busy` if it is out already.
+    pub fn slice(&self, index: usize) -> Result<Slice> {
+        const ACTION: &str = "take a slice";
+        let mut out = lock(&self.shared.out);
+        let Some(taken) = out.taken.get_mut(index) else {
+            return Err(Error::of(ErrorKind::InvalidInput, ACTION)
+                .with_remedy("the region has fewer slices: they are numbered from 0"));
+        };
+        if std::mem::replace(taken, true) {
+            return Err(Error::of(ErrorKind::Busy, ACTION)
+                .with_remedy("it comes back to its region when it is dropped"));
+        }
+        out.count += 1;
+        drop(out);
+        Ok(Slice { region: self.shared.clone(), place: (index as u64) << 32 })
+    }
+
+    /// Takes slices, as many as are asked for, that are not out.
+    pub fn slices(&self) -> impl Iterator<Item = Slice> {
+        (0..self.slice_count()).filter_map(|index| self.slice(index).ok())
+    }
+
+    /// How many slices it has.
+    #[must_use]
+    pub fn slice_count(&self) -> usize {
+        lock(&self.shared.out).taken.len()
+    }
+
+    /// How many slices are out: with a request, in a completion, or elsewhere in the program.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        lock(&self.shared.out).count
+    }
+
+    /// Bytes in each slice.
+    #[must_use]
+    pub fn slice_bytes(&self) -> usize {
+        self.shared.size
+    }
+
+    /// Frees the memory, if no slice is out. (A region that is dropped while slices are out is
+    /// freed with the last of them.)
+    ///
+    /// # Errors
+    ///
+    /// `Busy` if slices are out: the region comes back.
+    #[doc(alias = "RIODeregisterBuffer")]
+    pub fn deregister(self) -> Result<(), Refused<Self>> {
+        match self.in_use() {
+            0 => Ok(()),
+            _ => {
+                let error = Error::of(ErrorKind::Busy, "deregister a region")
+                    .with_remedy("close the request queues that use it, and drop its slices");
+                Err(Refused { error, value: self })
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let out = lock(&self.shared.out);
+        let (slices, bytes, out) = (out.taken.len(), self.shared.size, out.count);
+        write!(f, "Region({slices} slices of {bytes} bytes, {out} out)")
+    }
+}
+
+/// A part of a [`Region`], to receive into or to send from. Derefs to the bytes it holds.
+///
+/// A receive *replaces* what a slice holds, and may fill all of it. A send sends what it holds. So
+/// one slice can go round: received into, sent, received into again. When it is dropped, it goes
+/// back to its region.
+#[doc(alias = "RIO_BUF")]
+pub struct Slice {
+    region: Arc<Shared>,
+    /// Its number, and in the lower half how many bytes it holds. Two words move in registers;
+    /// a third would make every move one of memory, and cost more than looking up the rest.
+    place: u64,
+}
+
+impl Slice {
+    /// How many bytes it has room for.
+    #[must_use]
+    #[inline]
+    pub fn capacity(&self) -> usize {
+        self.region.size
+    }
+
+    /// Its number within its region.
+    #[must_use]
+    #[inline]
+    pub fn index(&self) -> usize {
+        (self.place >> 32) as usize
+    }
+
+    #[inline]
+    fn length(&self) -> usize {
+        u32::try_from(self.place & u64::from(u32::MAX)).unwrap_or(0) as usize
+    }
+
+    /// `bytes` is no more than its capacity.
+    #[inline]
+    fn set_length(&mut self, bytes: usize) {
+        debug_assert!(bytes <= self.capacity());
+        self.place = (self.place & !u64::from(u32::MAX)) | bytes as u64;
+    }
+
+    /// Lets it hold its first `bytes` bytes, whatever they are: what was there before, or zero.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if it has not so much room; it is left as it was.
+    pub fn set_len(&mut self, bytes: usize) -> Result<()> {
+        if bytes > self.capacity() {
+            return Err(Error::of(ErrorKind::InvalidInput, "set the length of a slice")
+                .with_remedy("a slice ends where the next one of its region begins"));
+        }
+        self.set_length(bytes);
+        Ok(())
+    }
+
+    /// Lets it hold a copy of these bytes.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if it has not so much room; it is left as it was.
+    pub fn copy_from(&mut self, bytes: &[u8]) -> Result<()> {
+        self.set_len(bytes.len())?;
+        self.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// All its room, to write into. [`Self::set_len`] says afterwards how much of it counts.
+    pub fn room(&mut self) -> &mut [u8] {
+        // SAFETY: as for deref_mut.
+        unsafe { std::slice::from_raw_parts_mut(self.start(), self.region.size) }
+    }
+
+    /// Where its bytes are. The headroom lies before.
+    #[inline]
+    pub(super) fn start(&self) -> *mut u8 {
+        let offset = self.index() * self.region.stride + HEADROOM;
+        debug_assert!(offset + self.region.size <= self.region.memory.length());
+        // SAFETY: the index is one of the region's, so that the offset lies inside its mapping.
+        unsafe { self.region.memory.address().add(offset) }
+    }
+
+    /// What the system has written into the last `bytes` bytes before the slice.
+    pub(super) fn headroom(&self, bytes: usize) -> &[u8] {
+        let bytes = bytes.min(HEADROOM);
+        // SAFETY: there are HEADROOM bytes before the slice that belong to it, and they are
+        // initialised (fresh mappings are zeroed). Nobody writes to them while we have the slice.
+        unsafe { std::slice::from_raw_parts(self.start().sub(bytes), bytes) }
+    }
+
+    /// After a receive: how many bytes it holds now.
+    #[inline]
+    pub(super) fn set_received(&mut self, bytes: usize) {
+        self.set_length(bytes.min(self.capacity()));
+    }
+}
+
+impl Deref for Slice {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: this part of the region is ours alone as long as we have the slice, the region
+        // is kept by it, and all of its memory is initialised (fresh mappings are zeroed). The
+        // kernel writes only to slices that a request owns, and a request's slice has no name:
+        // see the page of `rio`.
+        unsafe { std::slice::from_raw_parts(self.start(), self.length()) }
+    }
+}
+
+impl DerefMut for Slice {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for deref; `&mut` says that nobody else looks.
+        unsafe { std::slice::from_raw_parts_mut(self.start(), self.length()) }
+    }
+}
+
+impl AsRef<[u8]> for Slice {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Slice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (index, length, room) = (self.index(), self.length(), self.region.size);
+        write!(f, "Slice({index}: {length} of {room} bytes)")
+    }
+}
+
+impl Drop for Slice {
+    fn drop(&mut self) {
+        let mut out = lock(&self.region.out);
+        out.taken[self.index()] = false;
+        out.count -= 1;
+    }
+}
