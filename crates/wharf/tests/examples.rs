@@ -22,7 +22,9 @@ fn example(name: &str) -> Option<Command> {
     let program = target.join("examples").join(name);
     let changed = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let own = changed(&here.join("examples").join(name).with_extension("rs"));
+    let source = here.join("examples").join(name);
+    let own =
+        if source.is_dir() { Some(newest(&source)) } else { changed(&source.with_extension("rs")) };
     if changed(&program) < own.max(Some(newest(&here.join("src")))) {
         let _ = writeln!(
             std::io::stderr(),
@@ -197,5 +199,121 @@ fn udp_echo() {
         let mut echo = [0; 9];
         let length = client.recv(&mut echo).expect("an echo");
         assert_eq!(&echo[..length], text.as_bytes());
+    }
+}
+
+/// How many datagrams each design is sent.
+const DATAGRAMS: usize = 20_000;
+
+/// Would catch: a datagram that is lost, counted twice, or counted by nobody when threads end.
+#[test]
+fn each_design_counts_each_datagram_once() {
+    for design in ["rio-polled", "rio-event", "rio-port", "blocking", "port"] {
+        count_datagrams(&[design], 1);
+    }
+}
+
+/// Would catch: a datagram that two threads count, or none.
+#[test]
+fn several_threads_count_each_datagram_once() {
+    for design in ["rio-port-many", "port-many"] {
+        for threads in ["2", "5"] {
+            count_datagrams(&[design, "--threads", threads], 1);
+        }
+        count_datagrams(&[design, "--threads", "3", "--work", "2"], 1);
+    }
+}
+
+/// Would catch: boundaries that are lost where datagrams come together.
+#[test]
+fn coalesced_datagrams_are_counted_one_by_one() {
+    for design in ["rio-polled", "rio-event", "rio-port", "rio-port-many", "port", "port-many"] {
+        count_datagrams(&[design, "--coalesce"], 40);
+    }
+}
+
+/// Sends numbered datagrams, `together` at a time, and looks at what the server has counted.
+#[track_caller]
+fn count_datagrams(arguments: &[&str], together: usize) {
+    use wharf::{Envelope, Port, Wait};
+
+    const SIZE: u16 = 64;
+    let Some(mut command) = example("datagrams") else { return };
+    command.args(arguments).args(["--numbers", &DATAGRAMS.to_string(), "--json"]);
+    let mut server = Running(command.spawn().expect("it starts"));
+    let mut out = BufReader::new(server.0.stdout.take().expect("a pipe"));
+    let mut line = String::new();
+    out.read_line(&mut line).expect("a line");
+    let target = line.strip_prefix("listening udp ").expect("where it listens").trim();
+    let target: std::net::SocketAddr = target.parse().expect("an address");
+
+    let port = Port::<()>::new(1).expect("a port");
+    let sender = port.bind_udp("127.0.0.1:0", ()).expect("a socket");
+    let envelope = Envelope::to(target).segments(if together > 1 { SIZE } else { 0 });
+    let numbers: Vec<u64> = (0..DATAGRAMS as u64).collect();
+    for (batch, numbers) in numbers.chunks(together).enumerate() {
+        let mut bytes = vec![0; numbers.len() * usize::from(SIZE)];
+        for (datagram, number) in bytes.chunks_mut(SIZE.into()).zip(numbers) {
+            datagram[..8].copy_from_slice(&number.to_le_bytes());
+        }
+        sender.send_to(bytes, envelope).expect("started");
+        let Wait::Packet(sent) = port.wait_for(PATIENCE) else { panic!("it is sent") };
+        sent.bytes().expect("sent");
+        if batch % 64 == 63 {
+            // So that few are lost.
+            until(|| waiting(target.port()).0 < 100_000);
+        }
+    }
+    // What is sent has been queued or dropped. The end comes while many wait still.
+    let (_, dropped) = waiting(target.port());
+    let end = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    until(|| {
+        // One that has ended already is what we want.
+        let _ = end.send_to(b"end", target);
+        server.0.try_wait().expect("it can be asked").is_some()
+    });
+    let mut report = String::new();
+    out.read_to_string(&mut report).expect("text");
+    let field = |name: &str| {
+        let (_, rest) = report.split_once(&format!("\"{name}\":")).expect("a field");
+        let digits = rest.find(|it: char| !it.is_ascii_digit()).unwrap_or(rest.len());
+        rest[..digits].parse::<u64>().expect("a number")
+    };
+    let sent = DATAGRAMS as u64 - dropped;
+    assert!(sent > 0, "{arguments:?}: the system has dropped all of them");
+    assert_eq!((field("datagrams"), field("twice")), (sent, 0), "{arguments:?}: {report}");
+    assert_eq!(field("bytes"), sent * u64::from(SIZE), "{arguments:?}: {report}");
+    assert!((1..=sent + 1).contains(&field("notifications")), "{arguments:?}: {report}");
+}
+
+/// Bytes that wait in the system for the socket of this port, and how many datagrams it has thrown
+/// away for want of room.
+#[track_caller]
+fn waiting(port: u16) -> (usize, u64) {
+    let local = format!("0100007F:{port:04X}");
+    let mut found = None;
+    // The table may lack a line while others' sockets come and go.
+    until(|| {
+        let table = std::fs::read_to_string("/proc/net/udp").expect("the system tells");
+        let mut lines = table.lines().map(|line| line.split_whitespace().map(str::to_owned));
+        found = lines.find_map(|line| {
+            let line: Vec<_> = line.collect();
+            (line.get(1) == Some(&local)).then_some(line)
+        });
+        found.is_some()
+    });
+    let line = found.expect("it is bound");
+    let (_, queued) = line[4].split_once(':').expect("two queues");
+    let queued = usize::from_str_radix(queued, 16).expect("a number");
+    (queued, line[12].parse().expect("a number"))
+}
+
+/// Waits until it is so.
+#[track_caller]
+fn until(mut done: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !done() {
+        assert!(std::time::Instant::now() < deadline, "it happens");
+        thread::sleep(Duration::from_millis(1));
     }
 }
