@@ -18,11 +18,11 @@ use crate::make::{Sources, names};
 /// The name of our own program among the candidates.
 pub const WHARF: &str = "wharf";
 
-/// The services that wharf's program offers, and what it is started with for each. Design `epoll`
-/// is the same on the driver for machines that refuse io_uring.
+/// The services that wharf's program offers, and what it is started with for each. What it has no
+/// command for, `rival-wharf` offers. Design `epoll` is the same on the driver for machines that
+/// refuse io_uring.
 const WHARF_SERVICES: &[(&str, &[&str])] = &[
     ("echo", &["serve", "--tcp", "127.0.0.1:0", "--service", "echo"]),
-    ("echo:epoll", &["serve", "--tcp", "127.0.0.1:0", "--service", "echo", "--driver", "epoll"]),
     ("block", &["serve", "--tcp", "127.0.0.1:0", "--service", "block"]),
     ("echo:epoll", &["serve", "--tcp", "127.0.0.1:0", "--service", "echo"]),
     ("block:epoll", &["serve", "--tcp", "127.0.0.1:0", "--service", "block"]),
@@ -67,6 +67,13 @@ pub struct Candidate {
     wharf: bool,
 }
 
+/// What a rival answers to `--describe`.
+#[derive(Deserialize)]
+struct Description {
+    version: String,
+    services: Vec<String>,
+}
+
 /// Where the programs are.
 #[derive(Clone, Debug)]
 pub struct Places {
@@ -103,6 +110,7 @@ impl Places {
                 found.insert(name.to_owned());
             }
         }
+        found.remove(WHARF);
         found.into_iter().collect()
     }
 
@@ -132,28 +140,25 @@ impl Places {
 
     fn wharf(&self, stop: &Stop) -> Program {
         let version = self.ask(&self.wharf, "--version", stop);
+        let mut services: Vec<_> = WHARF_SERVICES.iter().map(|(it, _)| (*it).to_owned()).collect();
+        // In a folder of somebody else's rivals it may be missing.
+        let more = self.rivals.join(format!("rival-{WHARF}"));
+        let described = match more.is_file() || self.sources.is_some() {
+            true => self.describe(&more, stop).map(|it| services.extend(it.services)),
+            false => Ok(()),
+        };
         Program {
             name: WHARF.to_owned(),
             version: version.as_ref().ok().map(|it| it.trim().to_owned()),
-            services: WHARF_SERVICES.iter().map(|(it, _)| (*it).to_owned()).collect(),
-            failure: version.err(),
+            services,
+            failure: version.err().or_else(|| described.err()),
             path: self.wharf.clone(),
         }
     }
 
     fn rival(&self, name: String, stop: &Stop) -> Program {
-        /// What a rival answers to `--describe`.
-        #[derive(Deserialize)]
-        struct Description {
-            version: String,
-            services: Vec<String>,
-        }
         let path = self.rivals.join(format!("rival-{name}"));
-        let answer = self.ask(&path, "--describe", stop).and_then(|line| {
-            serde_json::from_str::<Description>(&line)
-                .map_err(|error| Failure(format!("does not describe itself: {error}")))
-        });
-        match answer {
+        match self.describe(&path, stop) {
             Ok(Description { version, services }) => {
                 Program { name, version: Some(version), services, failure: None, path }
             }
@@ -161,6 +166,12 @@ impl Places {
                 Program { name, version: None, services: Vec::new(), failure: Some(failure), path }
             }
         }
+    }
+
+    fn describe(&self, rival: &Path, stop: &Stop) -> Result<Description, Failure> {
+        let line = self.ask(rival, "--describe", stop)?;
+        serde_json::from_str(&line)
+            .map_err(|error| Failure(format!("does not describe itself: {error}")))
     }
 
     fn ask(&self, program: &Path, question: &str, stop: &Stop) -> Result<String, Failure> {
@@ -254,15 +265,17 @@ impl Candidate {
         }
         let threads = start.cpus.len();
         let size = start.size.to_string();
-        let mut command = launch::command(&places.harness, start.cpus, &self.path);
-        if self.wharf {
-            let known = WHARF_SERVICES.iter().find(|(service, _)| *service == self.service);
-            let (_, args) = known.ok_or_else(|| Failure("no such service".to_owned()))?;
+        let known = WHARF_SERVICES.iter().find(|(service, _)| *service == self.service);
+        let own = known.filter(|_| self.wharf);
+        let more_of_wharf = places.rivals.join(format!("rival-{WHARF}"));
+        let program = if self.wharf && own.is_none() { &more_of_wharf } else { &self.path };
+        let mut command = launch::command(&places.harness, start.cpus, program);
+        if self.wharf && self.service.ends_with(":epoll") {
+            command.env("WHARF_DRIVER", "epoll");
+        }
+        if let Some((_, args)) = own {
             let workers = start.wharf_workers.max(threads).to_string();
             command.args(*args).arg("--json");
-            if self.service.ends_with(":epoll") {
-                command.env("WHARF_DRIVER", "epoll");
-            }
             command.args(["--concurrency", &threads.to_string(), "--workers", &workers]);
             command.args(["--size", &size]);
         } else {
@@ -318,6 +331,12 @@ mod tests {
         assert_eq!(names(&found), ["one:polled", "one:event"]);
         assert_eq!(found[0].service, "datagrams:polled");
         assert!(program.candidates("block").is_empty());
+    }
+
+    #[test]
+    fn wharf_offers_each_service_once() {
+        let names: BTreeSet<_> = WHARF_SERVICES.iter().map(|(service, _)| service).collect();
+        assert_eq!(names.len(), WHARF_SERVICES.len());
     }
 
     #[test]

@@ -232,6 +232,28 @@ fn wrong_echoes_are_a_failure() {
 }
 
 #[test]
+fn wrong_reads_are_a_failure() {
+    let folder = Folder::new("reads");
+    let reads = |name: &str, script: &str| {
+        let describe = r#"{"version": "a test", "services": ["read"]}"#;
+        let answer = format!("if [ \"$1\" = --describe ]; then echo '{describe}'; exit; fi");
+        folder.program(name, &format!("{answer}\n{script}"));
+    };
+    reads("good", r#"echo '{"reads": 50, "nanos": 1000000, "cpu_ns": 500000}'"#);
+    reads("wrong", "echo 'read 4096 bytes at 0, which say Some(1)' >&2; exit 1");
+    reads("nothing", r#"echo '{"reads": 0, "nanos": 1000000, "cpu_ns": 500000}'"#);
+    let mut command = harness(&["reads", "--candidates", "good,wrong,nothing", "--quick"]);
+    command.arg("--rivals").arg(&folder.0).arg("--lock").arg(folder.file("lock"));
+    command.arg("--json").arg(folder.file("report.json")).args(["--rounds", "1"]);
+    let output = command.env("TMPDIR", &folder.0).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let report = folder.report();
+    assert_eq!(row(&report, "good")["figures"]["cpu_ns"]["median"], 10_000.0);
+    assert!(failure(&report, "wrong").contains("which say"), "{}", failure(&report, "wrong"));
+    assert_eq!(failure(&report, "nothing"), "nothing was read");
+}
+
+#[test]
 fn a_rival_that_is_not_built_is_not_passed_over() {
     let folder = Folder::new("unbuilt");
     let mut command = harness(&["echo", "--quick", "--no-build", "--candidates", "tokio"]);

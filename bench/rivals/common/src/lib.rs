@@ -5,6 +5,7 @@
 
 mod deal;
 mod loops;
+pub mod reads;
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
