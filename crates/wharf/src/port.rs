@@ -21,7 +21,7 @@ use crate::{
     error::{Error, ErrorKind, Refused, Result},
     file::File,
     raw::{
-        self, Completion, Operation, Wait,
+        self, Completion, Operation, Taking, Wait,
         port::{Setup, deadline, left},
     },
     stats::Stats,
@@ -678,14 +678,15 @@ where
         let mut timeout = timeout;
         loop {
             let kept = Cell::new(None);
-            let waited = shared.raw.wait_retaining(timeout, &|operation| keep(operation, &kept));
-            let completion = match waited {
-                Wait::Packet(completion) => completion,
+            let retain = |operation| keep(operation, &kept);
+            let mut taking = Taking::new(&retain);
+            match shared.raw.take(timeout, &mut taking) {
+                Wait::Packet(()) => {}
                 Wait::TimedOut => return Wait::TimedOut,
                 Wait::Closed => return Wait::Closed,
                 Wait::Broken(error) => return Wait::Broken(error),
-            };
-            if let Some(packet) = shared.packet(completion, kept.into_inner()) {
+            }
+            if let Some(packet) = shared.packet(&mut taking.completion, kept.take()) {
                 return Wait::Packet(packet);
             }
             // It was one without a packet: wait on, for as long as is left.
@@ -714,10 +715,12 @@ where
         let shared = self.shared();
         while count < most {
             let kept = Cell::new(None);
-            let Some(completion) = shared.raw.take_more(&|operation| keep(operation, &kept)) else {
+            let retain = |operation| keep(operation, &kept);
+            let mut taking = Taking::new(&retain);
+            if !shared.raw.take_more(&mut taking) {
                 break;
-            };
-            if let Some(packet) = shared.packet(completion, kept.into_inner()) {
+            }
+            if let Some(packet) = shared.packet(&mut taking.completion, kept.take()) {
                 packets.push(packet);
                 count += 1;
             }
@@ -850,21 +853,21 @@ impl<K, M> PortShared<K, M> {
     }
 
     /// Makes a packet of a completion: takes its block apart, unless it goes on.
+    #[inline]
     fn packet(
         &self,
-        completion: Completion,
+        completion: &mut Completion,
         kept: Option<Arc<HandleShared<K, M>>>,
     ) -> Option<Packet<K, M>> {
-        let repeated = repeated(&completion);
-        let Completion { bytes, status, more, accepted, buffer, silent, operation, .. } =
-            completion;
+        let Completion { bytes, status, more, silent, operation, .. } = *completion;
+        let (accepted, buffer) = (completion.accepted.take(), completion.buffer.take());
         let block = operation.cast::<Block<K, M>>();
         let (handle, payload, context);
         if more {
             // The block is in flight again: nothing of it may be touched. Only these go on.
             handle = kept?;
             context = None;
-            payload = repeated?;
+            payload = repeated(completion, accepted.is_some());
         } else {
             // SAFETY: its last completion gives the block to us.
             let fields = unsafe { &mut *block };
@@ -957,15 +960,12 @@ impl<K, M> PortShared<K, M> {
 }
 
 /// What an operation works with that goes on after this completion.
-fn repeated(completion: &Completion) -> Option<Payload> {
+fn repeated(completion: &Completion, accepted: bool) -> Payload {
     #[cfg(unix)]
     if let Some(told) = completion.told {
-        return completion.more.then(|| Payload::Udp(udp::Work::of(told)));
+        return Payload::Udp(udp::Work::of(told));
     }
-    completion.more.then_some(match completion.accepted {
-        Some(_) => Payload::Accept { repeat: true },
-        None => Payload::RecvEach,
-    })
+    if accepted { Payload::Accept { repeat: true } } else { Payload::RecvEach }
 }
 
 fn accept<K, M>(

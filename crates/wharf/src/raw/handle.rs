@@ -569,9 +569,11 @@ impl Handle {
     /// close(2) sends no FIN while a receive is pending, and completes none either: so it is
     /// shutdown that ends a connection, once nothing of it is in the kernel.
     fn shut_if_done(&self, state: &mut Queues) {
+        if !state.closing || state.shut {
+            return;
+        }
         let busy = Queues::ORDERED.into_iter().any(|it| state.queue(it).busy());
-        let pending = busy || state.floating.length > 0;
-        if state.closing && !pending && !state.shut {
+        if !busy && state.floating.length == 0 {
             state.shut = true;
             if self.kind() != Kind::Socket {
                 return;
@@ -587,11 +589,11 @@ impl Handle {
             self.shut_if_done(state);
             return;
         }
-        for direction in Queues::ORDERED {
-            if state.queue(direction).current == operation {
-                state.queue(direction).current = ptr::null_mut();
-                self.start_next(state, direction);
-            }
+        // SAFETY: as above, and the lock is held.
+        let direction = unsafe { (*operation).request.direction() };
+        if state.queue(direction).current == operation {
+            state.queue(direction).current = ptr::null_mut();
+            self.start_next(state, direction);
         }
         #[cfg(unix)]
         self.stop_hearing(state.errors.busy());

@@ -16,8 +16,7 @@ use std::{
 };
 
 use super::{
-    Completion, Wait,
-    operation::Operation,
+    Completion, Taking, Wait,
     port::{Entry, Setup, Shared, deadline, left},
 };
 use crate::{
@@ -161,14 +160,14 @@ impl Shared {
         &self,
         _place: &Place,
         timeout: Option<Duration>,
-        retain: &dyn Fn(*mut Operation),
-    ) -> Wait<Completion> {
+        taking: &mut Taking<'_>,
+    ) -> Wait<()> {
         let deadline = deadline(timeout);
         let mut time_left = timeout;
         loop {
             self.dispatch.waiting.fetch_add(1, Ordering::SeqCst);
             // Whoever closes the port from here on sees that somebody waits, and wakes them.
-            let taken = if self.closed() { Ok(None) } else { self.take(time_left, retain) };
+            let taken = if self.closed() { Ok(None) } else { self.take(time_left, taking) };
             let others = self.dispatch.waiting.fetch_sub(1, Ordering::SeqCst) - 1;
             if self.closed() && others > 0 {
                 self.dispatch.announce(key::WAKE);
@@ -177,10 +176,10 @@ impl Shared {
                 Err(error) => {
                     return Wait::Broken(Error::from_io(&error, "GetQueuedCompletionStatusEx"));
                 }
-                Ok(Some(Some(completion))) => return Wait::Packet(completion),
+                Ok(Some(true)) => return Wait::Packet(()),
                 Ok(_) if self.closed() => return Wait::Closed,
                 // A poll goes on until there is nothing, whatever else it meets.
-                Ok(Some(None)) => {}
+                Ok(Some(false)) => {}
                 // One wait may be shorter than the time-out.
                 Ok(None) if left(deadline).is_some_and(|left| left.is_zero()) => {
                     return Wait::TimedOut;
@@ -192,15 +191,14 @@ impl Shared {
     }
 
     /// Another packet, if one is there.
-    pub(crate) fn take_more(&self, retain: &dyn Fn(*mut Operation)) -> Option<Completion> {
-        loop {
-            if self.closed() {
-                return None;
-            }
-            if let Some(completion) = self.take(Some(Duration::ZERO), retain).ok()?? {
-                return Some(completion);
+    pub(crate) fn take_more(&self, taking: &mut Taking<'_>) -> bool {
+        while !self.closed() {
+            match self.take(Some(Duration::ZERO), taking) {
+                Ok(Some(false)) => {}
+                taken => return matches!(taken, Ok(Some(true))),
             }
         }
+        false
     }
 
     /// Takes one packet of the kernel's, if one comes in time, and does what it asks for: that may
@@ -208,25 +206,25 @@ impl Shared {
     fn take(
         &self,
         timeout: Option<Duration>,
-        retain: &dyn Fn(*mut Operation),
-    ) -> io::Result<Option<Option<Completion>>> {
+        taking: &mut Taking<'_>,
+    ) -> io::Result<Option<bool>> {
         self.dispatch.lane.pool().resume_free();
         self.dispatch.entries.fetch_add(1, Ordering::Relaxed);
         let mut packet = None;
         self.dispatch.port.wait(1, timeout, |taken| packet = Some(taken))?;
         let Some(packet) = packet else { return Ok(None) };
-        let completion = match Event::of(packet) {
-            Some(event) => self.complete(0, event, retain),
+        let completed = match Event::of(packet) {
+            Some(event) => self.complete(0, event, taking),
             // SAFETY: taken once.
             None if packet.key == key::QUEUED => {
-                self.dequeue().and_then(|entry| unsafe { self.redeem(entry, retain) })
+                self.dequeue().is_some_and(|entry| unsafe { self.redeem(entry, taking) })
             }
-            None => None,
+            None => false,
         };
-        if completion.as_ref().is_some_and(|completion| !completion.silent) {
+        if completed && !taking.completion.silent {
             self.count(|tally| &tally.packets);
         }
-        Ok(Some(completion))
+        Ok(Some(completed))
     }
 
     /// Runs something that may block. The kernel notices, and releases another thread.
@@ -248,18 +246,21 @@ impl Shared {
     /// After closing: hands everything that is still queued or in flight to `sink`, and waits for
     /// what the kernel still holds, at most until `patience` is over. Returns how many operations
     /// it did not let go.
-    pub(crate) fn drain(&self, patience: Duration, sink: &mut dyn FnMut(Completion)) -> u64 {
+    pub(crate) fn drain(&self, patience: Duration, sink: &mut dyn FnMut(&mut Completion)) -> u64 {
         let deadline = Instant::now() + patience;
-        let nothing = |_: *mut Operation| {};
+        let mut taking = Taking::new(&|_| {});
         loop {
-            while let Ok(Some(taken)) = self.take(Some(Duration::ZERO), &nothing) {
-                taken.into_iter().for_each(&mut *sink);
+            while let Ok(Some(taken)) = self.take(Some(Duration::ZERO), &mut taking) {
+                if taken {
+                    sink(&mut taking.completion);
+                }
             }
             // What is posted and could not be announced.
             while let Some(entry) = self.dequeue() {
                 // SAFETY: taken once.
-                let completion = unsafe { self.redeem(entry, &nothing) };
-                completion.into_iter().for_each(&mut *sink);
+                if unsafe { self.redeem(entry, &mut taking) } {
+                    sink(&mut taking.completion);
+                }
             }
             if self.dispatch.waiting.load(Ordering::SeqCst) > 0 {
                 // The packet that was meant to wake them may have been taken here.
@@ -269,8 +270,8 @@ impl Shared {
             if left == 0 || Instant::now() >= deadline {
                 return left;
             }
-            if let Ok(Some(taken)) = self.take(Some(DRAIN_PAUSE), &nothing) {
-                taken.into_iter().for_each(&mut *sink);
+            if let Ok(Some(true)) = self.take(Some(DRAIN_PAUSE), &mut taking) {
+                sink(&mut taking.completion);
             }
         }
     }

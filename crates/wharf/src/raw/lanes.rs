@@ -11,8 +11,7 @@ use std::{
 };
 
 use super::{
-    Completion, Wait,
-    operation::Operation,
+    Completion, Taking, Wait,
     port::{Entry, Setup, Shared, deadline, left},
     schedule::{Acquired, Hold, Parked, Schedule, Worker},
     watch::Watch,
@@ -337,8 +336,8 @@ impl Shared {
         &self,
         worker: &Arc<Worker>,
         timeout: Option<Duration>,
-        retain: &dyn Fn(*mut Operation),
-    ) -> Wait<Completion> {
+        taking: &mut Taking<'_>,
+    ) -> Wait<()> {
         let polling = timeout == Some(Duration::ZERO);
         let deadline = deadline(timeout);
         loop {
@@ -364,17 +363,14 @@ impl Shared {
             if PACKETS.with(Cell::get) >= batch {
                 self.submit(lane);
             }
-            if let Some(completion) = self.take(lane, retain) {
-                return Wait::Packet(completion);
-            }
-            if self.dispatch.lanes[lane].unsubmitted() == 0
-                && let Some(completion) = self.steal(lane, retain)
+            if self.take(lane, taking)
+                || (self.dispatch.lanes[lane].unsubmitted() == 0 && self.steal(lane, taking))
             {
-                return Wait::Packet(completion);
+                return Wait::Packet(());
             }
             if polling {
                 self.submit(lane);
-                return self.take(lane, retain).map_or(Wait::TimedOut, Wait::Packet);
+                return if self.take(lane, taking) { Wait::Packet(()) } else { Wait::TimedOut };
             }
             match self.sleep(lane, worker, deadline) {
                 Ok(()) => {}
@@ -385,7 +381,7 @@ impl Shared {
                     return Wait::Closed;
                 }
                 if let Some(lane) = self.dispatch.schedule.lane_of(worker) {
-                    return self.take(lane, retain).map_or(Wait::TimedOut, Wait::Packet);
+                    return if self.take(lane, taking) { Wait::Packet(()) } else { Wait::TimedOut };
                 }
                 // It lost its lane and stands on the stack: take_seat sorts that out.
             }
@@ -393,33 +389,33 @@ impl Shared {
     }
 
     /// Another packet for a worker that runs, if one is there: no entry into the kernel.
-    pub(crate) fn take_more(&self, retain: &dyn Fn(*mut Operation)) -> Option<Completion> {
-        let lane = self.dispatch.schedule.lane_of(self.current()?)?;
-        if self.closed() { None } else { self.take(lane, retain) }
+    pub(crate) fn take_more(&self, taking: &mut Taking<'_>) -> bool {
+        let lane = self.current().and_then(|worker| self.dispatch.schedule.lane_of(worker));
+        lane.is_some_and(|lane| !self.closed() && self.take(lane, taking))
     }
 
     /// Takes the next packet from a lane and the posted queue, from each in turn, so that neither
     /// starves the other.
-    fn take(&self, lane: usize, retain: &dyn Fn(*mut Operation)) -> Option<Completion> {
+    fn take(&self, lane: usize, taking: &mut Taking<'_>) -> bool {
         if self.dispatch.queued.load(Ordering::Relaxed) > 0 {
             let posted_last = TURN.with(Cell::get);
-            if !posted_last && let Some(completion) = self.take_queued(lane, retain) {
-                return Some(completion);
+            if !posted_last && self.take_queued(lane, taking) {
+                return true;
             }
         }
-        if let Some(completion) = self.take_from(lane, lane, retain) {
+        if self.take_from(lane, lane, taking) {
             TURN.with(|turn| turn.set(false));
-            return Some(completion);
+            return true;
         }
-        self.take_queued(lane, retain)
+        self.take_queued(lane, taking)
     }
 
     fn take_from(
         &self,
         lane: usize,
         own: usize,
-        retain: &dyn Fn(*mut Operation),
-    ) -> Option<Completion> {
+        taking: &mut Taking<'_>,
+    ) -> bool {
         let number = u16::try_from(lane).unwrap_or(u16::MAX);
         while let Some(popped) = self.dispatch.lanes[lane].pop() {
             let event = match popped {
@@ -431,16 +427,16 @@ impl Shared {
                 Popped::Wake if lane != own && self.dispatch.schedule.has_sleepers(lane) => {
                     // It was meant for somebody who sleeps there, and who may not have seen it.
                     self.wake(lane);
-                    return None;
+                    return false;
                 }
                 Popped::Wake => continue,
             };
-            if let Some(completion) = self.complete(number, event, retain) {
-                self.count_packet(own, &completion);
-                return Some(completion);
+            if self.complete(number, event, taking) {
+                self.count_packet(own, &taking.completion);
+                return true;
             }
         }
-        None
+        false
     }
 
     fn count_packet(&self, own: usize, completion: &Completion) {
@@ -452,21 +448,20 @@ impl Shared {
         progress.store(progress.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 
-    fn take_queued(&self, own: usize, retain: &dyn Fn(*mut Operation)) -> Option<Completion> {
+    fn take_queued(&self, own: usize, taking: &mut Taking<'_>) -> bool {
         while let Some(entry) = self.dequeue() {
             // SAFETY: it has been taken from the queue, once.
-            let completion = unsafe { self.redeem(entry, retain) };
-            if let Some(completion) = completion {
+            if unsafe { self.redeem(entry, taking) } {
                 TURN.with(|turn| turn.set(true));
-                self.count_packet(own, &completion);
-                return Some(completion);
+                self.count_packet(own, &taking.completion);
+                return true;
             }
         }
-        None
+        false
     }
 
     /// Takes a packet from the lane of another worker: one that has many, or is stuck.
-    fn steal(&self, own: usize, retain: &dyn Fn(*mut Operation)) -> Option<Completion> {
+    fn steal(&self, own: usize, taking: &mut Taking<'_>) -> bool {
         let count = self.dispatch.lanes.len();
         for victim in (1..count).map(|distance| (own + distance) % count) {
             let ready = self.dispatch.lanes[victim].ready();
@@ -480,12 +475,12 @@ impl Shared {
             if !stuck && ready < STEAL_FROM && !self.dispatch.watch.alert() {
                 continue;
             }
-            if let Some(completion) = self.take_from(victim, own, retain) {
+            if self.take_from(victim, own, taking) {
                 self.dispatch.counters[own].stolen.fetch_add(1, Ordering::Relaxed);
-                return Some(completion);
+                return true;
             }
         }
-        None
+        false
     }
 
     fn take_seat(&self, worker: &Arc<Worker>, polling: bool, deadline: Option<Instant>) -> Seat {
@@ -627,20 +622,20 @@ impl Shared {
     /// After closing: hands everything that is still queued or in flight to `sink`, and waits for
     /// what the kernel still holds, at most until `patience` is over. Returns how many operations
     /// it did not let go.
-    pub(crate) fn drain(&self, patience: Duration, sink: &mut dyn FnMut(Completion)) -> u64 {
+    pub(crate) fn drain(&self, patience: Duration, sink: &mut dyn FnMut(&mut Completion)) -> u64 {
         if self.guard.in_child() {
             return self.in_flight();
         }
         let deadline = Instant::now() + patience;
-        let nothing = |_: *mut Operation| {};
+        let mut taking = Taking::new(&|_| {});
         loop {
             for lane in 0..self.dispatch.lanes.len() {
-                while let Some(completion) = self.take(lane, &nothing) {
-                    sink(completion);
+                while self.take(lane, &mut taking) {
+                    sink(&mut taking.completion);
                 }
                 self.submit(lane);
-                while let Some(completion) = self.take(lane, &nothing) {
-                    sink(completion);
+                while self.take(lane, &mut taking) {
+                    sink(&mut taking.completion);
                 }
             }
             let left = self.in_flight();

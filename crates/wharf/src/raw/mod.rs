@@ -167,6 +167,20 @@ impl Completion {
     }
 }
 
+/// Where the next completion is put. It is large, and goes through many hands.
+pub(crate) struct Taking<'a> {
+    pub(crate) completion: Completion,
+    /// Called for an operation that goes on after the completion it has just given, at the last
+    /// moment at which its memory is surely there.
+    retain: &'a dyn Fn(*mut Operation),
+}
+
+impl<'a> Taking<'a> {
+    pub(crate) fn new(retain: &'a dyn Fn(*mut Operation)) -> Self {
+        Self { completion: Completion::posted(0, 0, std::ptr::null_mut()), retain }
+    }
+}
+
 /// A completion port without types or owners.
 #[derive(Clone, Debug)]
 #[doc(alias = "CreateIoCompletionPort")]
@@ -224,28 +238,29 @@ impl Port {
     pub fn wait(&self, timeout: Option<Duration>) -> Wait<Completion> {
         let deadline = deadline(timeout);
         let mut timeout = timeout;
+        let mut taking = Taking::new(&|_| {});
         loop {
-            match self.shared.wait(timeout, &|_| {}) {
-                Wait::Packet(completion) if completion.silent => {
+            return match self.shared.wait(timeout, &mut taking) {
+                Wait::Packet(()) if taking.completion.silent => {
                     timeout = left(deadline).or(timeout);
+                    continue;
                 }
-                waited => return waited,
-            }
+                Wait::Packet(()) => Wait::Packet(taking.completion),
+                Wait::TimedOut => Wait::TimedOut,
+                Wait::Closed => Wait::Closed,
+                Wait::Broken(error) => Wait::Broken(error),
+            };
         }
     }
 
-    /// The same with silent completions, and a call before a repeating operation goes on.
-    pub(crate) fn wait_retaining(
-        &self,
-        timeout: Option<Duration>,
-        retain: &dyn Fn(*mut Operation),
-    ) -> Wait<Completion> {
-        self.shared.wait(timeout, retain)
+    /// The same with silent completions.
+    pub(crate) fn take(&self, timeout: Option<Duration>, taking: &mut Taking<'_>) -> Wait<()> {
+        self.shared.wait(timeout, taking)
     }
 
     /// Takes another completion if one is there and this thread still has its place.
-    pub(crate) fn take_more(&self, retain: &dyn Fn(*mut Operation)) -> Option<Completion> {
-        self.shared.take_more(retain)
+    pub(crate) fn take_more(&self, taking: &mut Taking<'_>) -> bool {
+        self.shared.take_more(taking)
     }
 
     /// Posts a packet: three values that come out of a wait as they are. The operation's header
@@ -279,7 +294,7 @@ impl Port {
     /// After [`Self::close`]: gives back what is queued and in flight, waiting for the kernel at
     /// most for `patience`. Returns how many operations the kernel still holds: their memory must
     /// never be freed.
-    pub fn drain(&self, patience: Duration, sink: &mut dyn FnMut(Completion)) -> u64 {
+    pub fn drain(&self, patience: Duration, sink: &mut dyn FnMut(&mut Completion)) -> u64 {
         self.shared.drain(patience, sink)
     }
 

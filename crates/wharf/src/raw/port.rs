@@ -18,7 +18,7 @@ use std::{
 #[cfg(unix)]
 use super::Told;
 use super::{
-    Completion, Wait,
+    Completion, Taking, Wait,
     dispatch::{Dispatch, Place},
     handle::{Handle, Outcome, Queues},
     operation::{NO_BUFFER, Operation, Request, State},
@@ -248,13 +248,12 @@ impl Shared {
         }
     }
 
-    /// Waits for a completion. `retain` is called for an operation that goes on after the
-    /// completion it has just given, at the last moment at which its memory is surely there.
+    /// Waits for a completion, which `taking` then has.
     pub(crate) fn wait(
         self: &Arc<Self>,
         timeout: Option<Duration>,
-        retain: &dyn Fn(*mut Operation),
-    ) -> Wait<Completion> {
+        taking: &mut Taking<'_>,
+    ) -> Wait<()> {
         if let Err(error) = self.check_process() {
             return Wait::Broken(error);
         }
@@ -262,7 +261,7 @@ impl Shared {
         let Some(place) = self.current() else {
             return Wait::Broken(Error::of(ErrorKind::Closed, "wait"));
         };
-        let waited = self.wait_as(place, timeout, retain);
+        let waited = self.wait_as(place, timeout, taking);
         self.end_wait(place);
         if matches!(waited, Wait::Closed) {
             self.unbind();
@@ -294,30 +293,31 @@ impl Shared {
     pub(super) unsafe fn redeem(
         &self,
         entry: Entry,
-        retain: &dyn Fn(*mut Operation),
-    ) -> Option<Completion> {
+        taking: &mut Taking<'_>,
+    ) -> bool {
         match entry {
             Entry::Posted { bytes, key, operation } => {
-                Some(Completion::posted(bytes, key, operation))
+                taking.completion = Completion::posted(bytes, key, operation);
+                true
             }
             // SAFETY: the entry was made for an operation in flight with nothing outstanding, and
             // taking it gives the operation to us.
-            Entry::Ready(operation) => unsafe { self.conclude(operation, retain) },
+            Entry::Ready(operation) => unsafe { self.conclude(operation, taking) },
             // SAFETY: as above.
-            Entry::Retry(operation) => unsafe { self.retry(operation, retain) },
+            Entry::Retry(operation) => unsafe { self.retry(operation, taking) },
         }
     }
 
     // ---- Completing ---------------------------------------------------------------------
 
-    /// Works an event of a lane into its operation. Returns the completion to hand out, if this
-    /// was the last event it took.
+    /// Works an event of a lane into its operation. True: this was the last event it took, and
+    /// `taking` has its completion.
     pub(super) fn complete(
         &self,
         lane: u16,
         event: Event,
-        retain: &dyn Fn(*mut Operation),
-    ) -> Option<Completion> {
+        taking: &mut Taking<'_>,
+    ) -> bool {
         let operation = event.operation;
         // SAFETY: an operation with an event to come is in flight; so its header is alive, its
         // handle is too (both the contract of start), and the handle's address does not change.
@@ -329,13 +329,13 @@ impl Shared {
         // SAFETY: in flight, and the lock is held.
         let op = unsafe { &mut *operation };
         match step {
-            Step::Pending => return None,
+            Step::Pending => return false,
             Step::Cancel => {
                 // SAFETY: in flight, submitted to this lane, and the lock is held.
                 if let Err(error) = unsafe { lane.push_cancel(operation) } {
                     log::warn!("a cancellation could not be queued: {error}");
                 }
-                return None;
+                return false;
             }
             Step::Again => {
                 if matches!(op.request, Request::AcceptFirst { .. }) && op.accepted != NO_DESCRIPTOR
@@ -344,25 +344,25 @@ impl Shared {
                 }
                 // SAFETY: in flight, nothing outstanding, and the lock is held.
                 unsafe { handle.again(&mut state, operation) };
-                return None;
+                return false;
             }
             Step::Starve if op.flags.cancel => op.status = -sys::CANCELLED,
             Step::Starve if lane.pool_of(op).grow() => {
                 // SAFETY: in flight, nothing outstanding, and the lock is held.
                 unsafe { handle.again(&mut state, operation) };
-                return None;
+                return false;
             }
             Step::Starve => {
                 op.set_state(State::Waiting);
                 let again = std::mem::replace(&mut op.flags.starved, true);
                 lane.pool_of(op).starve(operation, again);
-                return None;
+                return false;
             }
-            Step::Finish if handle.queue_behind(&mut state, op) => return None,
+            Step::Finish if handle.queue_behind(&mut state, op) => return false,
             Step::Finish => {}
         }
         // SAFETY: as above.
-        unsafe { self.hand_out(handle, state, operation, retain) }
+        unsafe { self.hand_out(handle, state, operation, taking) }
     }
 
     /// Hands out the completion of an operation that is over but was kept back.
@@ -373,13 +373,13 @@ impl Shared {
     unsafe fn conclude(
         &self,
         operation: *mut Operation,
-        retain: &dyn Fn(*mut Operation),
-    ) -> Option<Completion> {
+        taking: &mut Taking<'_>,
+    ) -> bool {
         // SAFETY: as in `complete`.
         let handle = unsafe { &*(*operation).handle };
         let state = handle.lock();
         // SAFETY: the caller's promise.
-        unsafe { self.hand_out(handle, state, operation, retain) }
+        unsafe { self.hand_out(handle, state, operation, taking) }
     }
 
     /// Tries a receive again for which there was no buffer.
@@ -390,8 +390,8 @@ impl Shared {
     unsafe fn retry(
         &self,
         operation: *mut Operation,
-        retain: &dyn Fn(*mut Operation),
-    ) -> Option<Completion> {
+        taking: &mut Taking<'_>,
+    ) -> bool {
         // SAFETY: as in `complete`.
         let handle = unsafe { &*(*operation).handle };
         let mut state = handle.lock();
@@ -400,11 +400,11 @@ impl Shared {
         if op.flags.cancel {
             op.status = -sys::CANCELLED;
             // SAFETY: the caller's promise.
-            return unsafe { self.hand_out(handle, state, operation, retain) };
+            return unsafe { self.hand_out(handle, state, operation, taking) };
         }
         // SAFETY: the caller's promise.
         unsafe { handle.again(&mut state, operation) };
-        None
+        false
     }
 
     /// # Safety
@@ -415,16 +415,17 @@ impl Shared {
         handle: &Handle,
         mut state: MutexGuard<'_, Queues>,
         operation: *mut Operation,
-        retain: &dyn Fn(*mut Operation),
-    ) -> Option<Completion> {
+        taking: &mut Taking<'_>,
+    ) -> bool {
         // SAFETY: the caller's promise.
         let outcome = unsafe { handle.conclude(&mut state, operation) };
         if outcome == Outcome::Deferred {
-            return None;
+            return false;
         }
         // SAFETY: in flight, and the lock is held.
         let op = unsafe { &mut *operation };
-        let mut completion = Completion::posted(op.bytes, handle.key(), operation);
+        let completion = &mut taking.completion;
+        *completion = Completion::posted(op.bytes, handle.key(), operation);
         completion.status = op.status;
         completion.silent = op.flags.silent;
         completion.serial = state.is_serial() && !op.flags.silent;
@@ -439,21 +440,21 @@ impl Shared {
             completion.buffer = Some(Pooled::new(pool, op.buffer, op.bytes));
         }
         #[cfg(unix)]
-        {
+        if op.request.is_datagram() {
             // SAFETY: in flight, nothing outstanding, and the lock is held.
             completion.told = unsafe { Told::of(op) };
         }
         op.next_round();
         if outcome == Outcome::More {
             completion.more = true;
-            retain(operation);
+            (taking.retain)(operation);
             // SAFETY: in flight, nothing outstanding, and the lock is held.
             unsafe { handle.again(&mut state, operation) };
         } else {
             self.count(|tally| &tally.finished);
             op.set_state(State::Idle);
         }
-        Some(completion)
+        true
     }
 
     /// Operations started and not handed out yet.
