@@ -860,14 +860,14 @@ impl<K, M> PortShared<K, M> {
         kept: Option<Arc<HandleShared<K, M>>>,
     ) -> Option<Packet<K, M>> {
         let Completion { bytes, status, more, silent, operation, .. } = *completion;
-        let (accepted, buffer) = (completion.accepted.take(), completion.buffer.take());
+        let buffer = completion.buffer.take();
         let block = operation.cast::<Block<K, M>>();
         let (handle, payload, context);
         if more {
             // The block is in flight again: nothing of it may be touched. Only these go on.
             handle = kept?;
             context = None;
-            payload = repeated(completion, accepted.is_some());
+            payload = repeated(completion);
         } else {
             // SAFETY: its last completion gives the block to us.
             let fields = unsafe { &mut *block };
@@ -932,8 +932,8 @@ impl<K, M> PortShared<K, M> {
                 Op::SendDatagram { socket: Datagram::from_shared(handle), buf }
             }
             Payload::SendMessage(buf, _) => Op::Send { stream: stream(handle), buf },
-            Payload::Accept { .. } => accept(handle, accepted, None),
-            Payload::AcceptFirst(buf) => accept(handle, accepted, Some(buf)),
+            Payload::Accept { .. } => accept(handle, completion.accepted.take(), None),
+            Payload::AcceptFirst(buf) => accept(handle, completion.accepted.take(), Some(buf)),
             Payload::Connect(_) => Op::Connect { stream: stream(handle) },
             Payload::Shutdown(_) => Op::Shutdown { stream: stream(handle) },
             Payload::Read(buf, _) => {
@@ -960,12 +960,15 @@ impl<K, M> PortShared<K, M> {
 }
 
 /// What an operation works with that goes on after this completion.
-fn repeated(completion: &Completion, accepted: bool) -> Payload {
+fn repeated(completion: &Completion) -> Payload {
     #[cfg(unix)]
     if let Some(told) = completion.told {
         return Payload::Udp(udp::Work::of(told));
     }
-    if accepted { Payload::Accept { repeat: true } } else { Payload::RecvEach }
+    match completion.accepted {
+        Some(_) => Payload::Accept { repeat: true },
+        None => Payload::RecvEach,
+    }
 }
 
 fn accept<K, M>(

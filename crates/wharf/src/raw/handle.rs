@@ -287,6 +287,7 @@ impl Handle {
     /// # Safety
     ///
     /// As there.
+    #[inline]
     unsafe fn begin(&self, operation: *mut Operation, attempt: bool) -> Result<Started, Error> {
         self.port.check_process()?;
         let mut state = lock(&self.state);
@@ -302,7 +303,7 @@ impl Handle {
         if state.length(direction) >= self.port.queue_limit() {
             return Err(Error::of(ErrorKind::QueueFull, "start"));
         }
-        op.begin(self);
+        op.begin(self, direction);
         let mut foreign = None;
         let queue = state.queue(direction);
         if queue.busy() {
@@ -334,7 +335,11 @@ impl Handle {
             }
             // SAFETY: it is in flight from here on, and we hold the lock. What is sent goes to the
             // kernel with whatever else this thread starts.
-            if direction != Direction::Out && unsafe { self.try_at_once(&mut state, operation) } {
+            if op.request.is_datagram()
+                && direction != Direction::Out
+                // SAFETY: as above.
+                && unsafe { self.try_at_once(&mut state, operation) }
+            {
                 self.port.count_started();
                 return Ok(Started::Pending);
             }
@@ -366,6 +371,7 @@ impl Handle {
     /// # Safety
     ///
     /// The operation is in flight on this handle, whose lock is held, with good pointers.
+    #[inline]
     unsafe fn submit(
         &self,
         state: &mut Queues,
@@ -411,7 +417,7 @@ impl Handle {
                 Some(Step::Again) => {}
                 Some(Step::Finish) => {
                     if !op.request.repeats() {
-                        state.queue(op.request.direction()).current = ptr::null_mut();
+                        state.queue(op.direction).current = ptr::null_mut();
                     }
                     self.deliver(state, op);
                     return true;
@@ -424,7 +430,7 @@ impl Handle {
 
     /// Puts the packet of an operation that is over into the port's queue.
     fn deliver(&self, state: &mut Queues, op: &mut Operation) {
-        state.queue(op.request.direction()).early += 1;
+        state.queue(op.direction).early += 1;
         op.flags.early = true;
         op.set_state(State::Waiting);
         self.port.enqueue(Entry::Ready(op));
@@ -432,8 +438,9 @@ impl Handle {
 
     /// Lets the packet of an operation that is over wait its turn, if others of its direction stand
     /// in the port's queue that must be taken first.
+    #[inline]
     pub(crate) fn queue_behind(&self, state: &mut Queues, op: &mut Operation) -> bool {
-        let behind = state.queue(op.request.direction()).early > 0;
+        let behind = state.queue(op.direction).early > 0;
         if behind {
             self.deliver(state, op);
         }
@@ -583,6 +590,7 @@ impl Handle {
     }
 
     /// Takes an operation that is over out of its place, and lets the next one start.
+    #[inline]
     fn leave_queues(&self, state: &mut Queues, operation: *mut Operation) {
         // SAFETY: it is in flight on this handle, and what is over waits in no queue.
         if unsafe { state.floating.leave(operation) } {
@@ -590,10 +598,12 @@ impl Handle {
             return;
         }
         // SAFETY: as above, and the lock is held.
-        let direction = unsafe { (*operation).request.direction() };
+        let direction = unsafe { (*operation).direction };
         if state.queue(direction).current == operation {
             state.queue(direction).current = ptr::null_mut();
-            self.start_next(state, direction);
+            if !state.queue(direction).first.is_null() {
+                self.start_next(state, direction);
+            }
         }
         #[cfg(unix)]
         self.stop_hearing(state.errors.busy());
@@ -637,14 +647,15 @@ impl Handle {
     ///
     /// The operation is in flight on this handle, no event of it is outstanding, and the lock is
     /// held (`state` is borrowed from it).
+    #[inline]
     pub(crate) unsafe fn conclude(&self, state: &mut Queues, operation: *mut Operation) -> Outcome {
         // SAFETY: the caller's promise.
         let op = unsafe { &mut *operation };
-        if op.request.direction() == Direction::In {
+        if op.direction == Direction::In {
             state.emptied = op.flags.emptied && op.bytes > 0;
         }
         if std::mem::take(&mut op.flags.early) {
-            state.queue(op.request.direction()).early -= 1;
+            state.queue(op.direction).early -= 1;
         }
         // A datagram may have no bytes.
         let came = op.bytes > 0 || op.accepted != NO_DESCRIPTOR || op.request.is_datagram();
@@ -686,7 +697,7 @@ impl Handle {
             self.port.enqueue(Entry::Ready(operation));
             return;
         }
-        let direction = op.request.direction();
+        let direction = op.direction;
         // SAFETY: the caller's promise; and what goes on is the current one of its direction.
         if unsafe { self.try_at_once(state, operation) } {
             self.start_next(state, direction);

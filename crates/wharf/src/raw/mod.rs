@@ -291,9 +291,9 @@ impl Port {
         self.shared.closed()
     }
 
-    /// After [`Self::close`]: gives back what is queued and in flight, waiting for the kernel at
-    /// most for `patience`. Returns how many operations the kernel still holds: their memory must
-    /// never be freed.
+    /// After [`Self::close`]: shows the completions of what is queued and in flight, waiting for
+    /// the kernel at most for `patience`. Returns how many operations the kernel still holds:
+    /// their memory must never be freed.
     pub fn drain(&self, patience: Duration, sink: &mut dyn FnMut(&mut Completion)) -> u64 {
         self.shared.drain(patience, sink)
     }

@@ -370,7 +370,13 @@ impl Request {
     /// Whether it is about a datagram of UDP.
     #[cfg(unix)]
     pub(crate) fn is_datagram(&self) -> bool {
-        self.datagram().is_some()
+        matches!(
+            self,
+            Self::ReceiveFrom { .. }
+                | Self::ReceiveFromPooled { .. }
+                | Self::SendTo { .. }
+                | Self::ReceiveError { .. }
+        )
     }
 
     /// Whether it is about a datagram of UDP, which there is nothing for here.
@@ -418,6 +424,8 @@ pub struct Operation {
     pub(crate) previous: *mut Self,
     pub(crate) handle: *const Handle,
     pub(crate) request: Request,
+    /// The direction of its request, since it was started.
+    pub(crate) direction: Direction,
     /// How long it may take once it has reached the kernel.
     pub(crate) deadline: Option<Duration>,
     /// Bytes done so far.
@@ -473,6 +481,7 @@ impl Operation {
             previous: std::ptr::null_mut(),
             handle: std::ptr::null(),
             request,
+            direction: Direction::Unordered,
             deadline: None,
             bytes: 0,
             status: 0,
@@ -546,8 +555,9 @@ impl Operation {
     }
 
     /// Prepares the header for a new flight.
-    pub(crate) fn begin(&mut self, handle: &Handle) {
+    pub(crate) fn begin(&mut self, handle: &Handle, direction: Direction) {
         self.handle = handle;
+        self.direction = direction;
         self.status = 0;
         let silent = self.flags.silent;
         self.flags = Flags { silent, ..Flags::default() };

@@ -290,11 +290,7 @@ impl Shared {
     /// # Safety
     ///
     /// Taken once.
-    pub(super) unsafe fn redeem(
-        &self,
-        entry: Entry,
-        taking: &mut Taking<'_>,
-    ) -> bool {
+    pub(super) unsafe fn redeem(&self, entry: Entry, taking: &mut Taking<'_>) -> bool {
         match entry {
             Entry::Posted { bytes, key, operation } => {
                 taking.completion = Completion::posted(bytes, key, operation);
@@ -312,12 +308,7 @@ impl Shared {
 
     /// Works an event of a lane into its operation. True: this was the last event it took, and
     /// `taking` has its completion.
-    pub(super) fn complete(
-        &self,
-        lane: u16,
-        event: Event,
-        taking: &mut Taking<'_>,
-    ) -> bool {
+    pub(super) fn complete(&self, lane: u16, event: Event, taking: &mut Taking<'_>) -> bool {
         let operation = event.operation;
         // SAFETY: an operation with an event to come is in flight; so its header is alive, its
         // handle is too (both the contract of start), and the handle's address does not change.
@@ -370,11 +361,7 @@ impl Shared {
     /// # Safety
     ///
     /// The operation is in flight, nothing of it is outstanding, and it is the caller's.
-    unsafe fn conclude(
-        &self,
-        operation: *mut Operation,
-        taking: &mut Taking<'_>,
-    ) -> bool {
+    unsafe fn conclude(&self, operation: *mut Operation, taking: &mut Taking<'_>) -> bool {
         // SAFETY: as in `complete`.
         let handle = unsafe { &*(*operation).handle };
         let state = handle.lock();
@@ -387,11 +374,7 @@ impl Shared {
     /// # Safety
     ///
     /// As for `conclude`.
-    unsafe fn retry(
-        &self,
-        operation: *mut Operation,
-        taking: &mut Taking<'_>,
-    ) -> bool {
+    unsafe fn retry(&self, operation: *mut Operation, taking: &mut Taking<'_>) -> bool {
         // SAFETY: as in `complete`.
         let handle = unsafe { &*(*operation).handle };
         let mut state = handle.lock();

@@ -181,7 +181,7 @@ impl Lane {
     /// The slot in which an operation waits: that of its handle, or of the connection it has
     /// accepted, which has one of its own. None: its calls block.
     fn token(op: &Operation) -> Option<Token> {
-        if op.request.direction() == Direction::Unordered {
+        if op.direction == Direction::Unordered {
             return None;
         }
         if let Request::Transmit { transmission } = op.request
@@ -384,7 +384,7 @@ impl Lane {
         if op.accepted != NO_DESCRIPTOR && op.system.epoll.slot.is_none() {
             op.system.epoll.slot = Some(self.registry.claim(op.accepted, true)?);
         }
-        let attempt = match (Self::token(op), op.request.direction()) {
+        let attempt = match (Self::token(op), op.direction) {
             (Some(token), Direction::In) => self.park(op, token, None),
             // SAFETY: the caller's promise.
             _ => unsafe { self.call(op) },
@@ -410,7 +410,7 @@ impl Lane {
     ///
     /// As for `push`.
     unsafe fn call(&self, op: &mut Operation) -> io::Result<Attempt> {
-        let direction = op.request.direction();
+        let direction = op.direction;
         op.lane = self.number;
         loop {
             if op.buffer == NO_BUFFER && op.request.is_pooled() {
@@ -463,7 +463,7 @@ impl Lane {
     fn park(&self, op: &mut Operation, token: Token, seen: Option<u32>) -> io::Result<Attempt> {
         // As soon as it stands there its event may come, but whoever takes that waits for the lock
         // of the handle.
-        let direction = op.request.direction();
+        let direction = op.direction;
         let operation = &raw mut *op;
         match self.registry.park(token, direction, operation, seen, self.number)? {
             Parked::Ready => Ok(Attempt::Ready),

@@ -600,7 +600,7 @@ impl Lane {
                 op.flags.cancelling = false;
                 // A request that the kernel is just trying again is nowhere to be found. Nor is
                 // what a disk is busy with, which cannot be called back.
-                let elusive = op.request.direction() != Direction::Unordered;
+                let elusive = op.direction != Direction::Unordered;
                 if event.result == -libc::ENOENT && op.flags.requested && elusive {
                     return Step::Cancel;
                 }
@@ -640,7 +640,7 @@ impl Lane {
     /// As for [`progress::evaluate`].
     unsafe fn evaluate(&self, op: &mut Operation) -> Step {
         let ready = op.system.result >= 0 && !op.flags.pausing;
-        if ready && op.request.is_datagram() && op.request.direction() != Direction::Out {
+        if ready && op.request.is_datagram() && op.direction != Direction::Out {
             // SAFETY: the caller's promise.
             return unsafe { udp::ready(op, &self.datagrams) };
         }

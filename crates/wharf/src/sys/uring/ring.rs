@@ -240,6 +240,7 @@ impl Ring {
     /// # Safety
     ///
     /// What the entries point to must stay valid until their completions are taken.
+    #[inline]
     pub(crate) unsafe fn push(&self, entries: &[Sqe]) -> io::Result<()> {
         let _guard = self.submit.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the caller's promise; we hold the lock.
@@ -259,6 +260,7 @@ impl Ring {
     /// # Safety
     ///
     /// As for [`Self::push`], and nobody else pushes meanwhile.
+    #[inline]
     unsafe fn push_locked(&self, entries: &[Sqe]) -> io::Result<()> {
         let count = u32::try_from(entries.len()).unwrap_or(u32::MAX);
         let mut attempts = 0;

@@ -30,7 +30,7 @@ const IN_VAIN: u8 = 1;
 ///
 /// The operation is in flight, nothing of it is outstanding, and its pointers are good.
 pub(crate) unsafe fn attempt(op: &mut Operation, pool: &Pool) -> Option<Step> {
-    if op.request.direction() != Direction::Out && std::mem::take(&mut op.system.step) == IN_VAIN {
+    if op.direction != Direction::Out && std::mem::take(&mut op.system.step) == IN_VAIN {
         return None;
     }
     if op.request.is_pooled() {
@@ -65,7 +65,7 @@ pub(crate) unsafe fn ready(op: &mut Operation, pool: &Pool) -> Step {
     if let Some(step) = unsafe { attempt(op, pool) } {
         return step;
     }
-    let hears = op.request.direction() == Direction::Error;
+    let hears = op.direction == Direction::Error;
     if hears && events & i32::from(libc::POLLHUP) != 0 {
         return fail(op, libc::ESHUTDOWN);
     }
