@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use wharf::{Buf, Incoming, Listener, Op, Packet, Result, Stream};
+use wharf::{Buf, Driver, Incoming, Listener, Now, Op, Packet, Result, Stream};
 
 use super::{
     datagram::{self, Counters},
@@ -248,6 +248,8 @@ pub(super) struct Server {
     /// Instead of the service.
     files: Option<Files>,
     totals: Arc<Totals>,
+    /// The driver makes the call itself that sends, and a packet would only say what is known.
+    sends_now: bool,
 }
 
 impl Server {
@@ -256,8 +258,9 @@ impl Server {
         size: usize,
         files: Option<Files>,
         totals: Arc<Totals>,
+        driver: Driver,
     ) -> Self {
-        Self { service, size, files, totals }
+        Self { service, size, files, totals, sends_now: driver == Driver::Epoll }
     }
 
     /// Handles a packet. An error has ended its connection.
@@ -358,7 +361,7 @@ impl Server {
             Err(error) => return Err(error),
         }
         match self.service {
-            Service::Echo => stream.send(buf)?,
+            Service::Echo => self.send(stream, buf)?,
             Service::Discard => {
                 // The buffer is the pool's again before the next receive asks for one.
                 drop(buf);
@@ -376,15 +379,27 @@ impl Server {
                 if milliseconds > 0 {
                     thread::sleep(Duration::from_millis(milliseconds.into()));
                 }
-                stream.send(buf)?;
+                self.send(stream, buf)?;
             }
             Service::Work => {
                 let head = buf.first_chunk().copied().unwrap_or_default();
                 work(Duration::from_micros(u16::from_le_bytes(head).into()));
-                stream.send(buf)?;
+                self.send(stream, buf)?;
             }
         }
         Ok(())
+    }
+
+    /// Starts to send an answer, and if that is over at once, the next receive.
+    fn send(&self, stream: &Stream<Key>, buf: Buf) -> Result<()> {
+        if !self.sends_now {
+            stream.send(buf)?;
+            return Ok(());
+        }
+        match stream.start().send_now(buf)? {
+            Now::Completed { buf, bytes, .. } => self.sent(stream, buf, bytes, Ok(bytes)),
+            Now::Pending(_) => Ok(()),
+        }
     }
 
     fn sent(

@@ -255,7 +255,7 @@ fn over(error: &io::Error) -> Called {
 /// # Safety
 ///
 /// So many bytes may be written there.
-unsafe fn receive(fd: RawDescriptor, buffer: *mut u8, length: usize) -> isize {
+pub(super) unsafe fn receive(fd: RawDescriptor, buffer: *mut u8, length: usize) -> isize {
     let nobody = ptr::null_mut::<libc::sockaddr>();
     // SAFETY: the caller's promise.
     let result = unsafe {
@@ -270,7 +270,7 @@ unsafe fn receive(fd: RawDescriptor, buffer: *mut u8, length: usize) -> isize {
 /// # Safety
 ///
 /// So many bytes may be read there.
-unsafe fn send(fd: RawDescriptor, bytes: *const u8, length: usize) -> isize {
+pub(super) unsafe fn send(fd: RawDescriptor, bytes: *const u8, length: usize) -> isize {
     let nobody = ptr::null::<libc::sockaddr>();
     // SAFETY: the caller's promise.
     let result = unsafe {

@@ -3,7 +3,7 @@
 
 use std::{io, time::Duration};
 
-use super::{NO_DESCRIPTOR, transmit, udp};
+use super::{NO_DESCRIPTOR, call, transmit, udp};
 use crate::{
     raw::operation::{Gather, Operation, Request},
     sys::{Kind, Step},
@@ -207,13 +207,12 @@ pub(crate) unsafe fn attempt(op: &mut Operation) -> Option<io::Result<usize>> {
     let (done, wanted) = match op.request {
         Request::Receive { buffer, length, exact } if length > 0 => {
             // SAFETY: the caller's promise: so many bytes may be written there.
-            let done = unsafe { libc::recv(fd, buffer.cast(), length, libc::MSG_DONTWAIT) };
+            let done = unsafe { call::receive(fd, buffer, length) };
             (done, if exact { length } else { 1 })
         }
         Request::Send { buffer, length } => {
-            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
             // SAFETY: the caller's promise: so many bytes may be read there.
-            (unsafe { libc::send(fd, buffer.cast(), length, flags) }, length)
+            (unsafe { call::send(fd, buffer, length) }, length)
         }
         _ => return None,
     };
