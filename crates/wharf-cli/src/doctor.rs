@@ -1,5 +1,7 @@
 //! `wharf doctor`: what this machine offers, and what is in the way.
 
+#[cfg(target_os = "linux")]
+use std::net::UdpSocket;
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
@@ -8,6 +10,8 @@ use std::{
 };
 
 use serde::Serialize;
+#[cfg(target_os = "linux")]
+use wharf::rio::{CompletionQueue, Event, Quota, Region};
 use wharf::{Buf, Builder, Driver, Op, Port, Wait};
 
 use crate::{cli::Doctor, output, system};
@@ -36,9 +40,19 @@ struct Report {
     kernel: String,
     /// The concurrency value of a port that asks for none.
     concurrency: Option<usize>,
+    registered_io: Carrier,
     /// Empty where the kernel cannot be asked; the reason then says why.
     features: Vec<Feature>,
     limits: Vec<Limit>,
+}
+
+/// What carries Registered I/O.
+#[derive(Debug, Serialize)]
+struct Carrier {
+    /// None: it cannot be had here.
+    driver: Option<&'static str>,
+    /// Why this driver, or why none.
+    reason: String,
 }
 
 /// What the system may have, as [`wharf::probe`] found it.
@@ -92,6 +106,7 @@ impl Report {
             driver,
             reason,
             concurrency,
+            registered_io: Carrier::of_registered_io(),
             features: features.into_iter().map(Feature::from).collect(),
             limits: system::limits(),
             kernel: system::release(),
@@ -101,6 +116,8 @@ impl Report {
     fn print(&self) -> anyhow::Result<()> {
         let line = |name: &str, text: &str| output::line(&format!("{name:<12} {text}"));
         line("driver", &format!("{}: {}", self.driver.unwrap_or("none"), self.reason))?;
+        let Carrier { driver, reason } = &self.registered_io;
+        line("wharf::rio", &format!("{}: {reason}", driver.unwrap_or("none")))?;
         line("kernel", &format!("{} {}", system::NAME, self.kernel))?;
         if let Some(concurrency) = self.concurrency {
             line("concurrency", &format!("{concurrency}, for a port that asks for no other"))?;
@@ -141,15 +158,65 @@ fn trial() -> Result<Trial, String> {
     };
     round_trip(&port).map_err(|error| format!("a port was made, but does not work: {error}"))?;
     let works = "a port was made, and moved data over a TCP connection";
-    let (driver, reason) = match (port.driver(), port.fallback()) {
+    let (driver, reason) = chosen(port.driver(), port.fallback().as_ref(), works);
+    Ok(Trial { driver, reason, concurrency: port.stats().concurrency })
+}
+
+/// Names a driver, and says why it was chosen and what has been seen to work on it.
+fn chosen(driver: Driver, fallback: Option<&wharf::Error>, works: &str) -> (&'static str, String) {
+    match (driver, fallback) {
         (Driver::Epoll, Some(refused)) => {
-            ("epoll", format!("{}. On epoll {works}", refusal(&refused)))
+            ("epoll", format!("{}. On epoll {works}", refusal(refused)))
         }
         (Driver::Epoll, None) => ("epoll", format!("WHARF_DRIVER asks for it; {works}")),
         (Driver::Uring, _) => ("io_uring", works.to_owned()),
         (driver, _) => (driver.name(), works.to_owned()),
-    };
-    Ok(Trial { driver, reason, concurrency: port.stats().concurrency })
+    }
+}
+
+impl Carrier {
+    /// Makes a completion queue as a program would, and has a datagram come through it.
+    #[cfg(target_os = "linux")]
+    fn of_registered_io() -> Self {
+        let works = "a completion queue was made, and told of a datagram";
+        let mut queue = match CompletionQueue::event(1) {
+            Ok(queue) => queue,
+            Err(error) => return Self { driver: None, reason: refusal(&error) },
+        };
+        match datagram(&mut queue) {
+            Ok(()) => {
+                let (driver, reason) = chosen(queue.driver(), queue.fallback().as_ref(), works);
+                Self { driver: Some(driver), reason }
+            }
+            Err(error) => {
+                let reason = format!("a completion queue was made, but does not work: {error}");
+                Self { driver: None, reason }
+            }
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn of_registered_io() -> Self {
+        Self { driver: None, reason: "wharf has Registered I/O on Linux only".to_owned() }
+    }
+}
+
+/// Has a datagram come through a queue.
+#[cfg(target_os = "linux")]
+fn datagram(queue: &mut CompletionQueue<Event>) -> Result<(), Box<dyn std::error::Error>> {
+    const GREETING: &[u8] = b"how do you do";
+    let region = Region::new(1, GREETING.len())?;
+    let socket = queue.udp((Ipv4Addr::LOCALHOST, 0), Quota { receives: 1, sends: 0 })?;
+    queue.receive(socket, region.slice(0)?)?;
+    queue.notify()?;
+    let peer = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    peer.send_to(GREETING, queue.local_addr(socket)?)?;
+    if !queue.wait(Some(PATIENCE))? {
+        return Err("it does not tell of a datagram".into());
+    }
+    let done = queue.dequeue()?.ok_or("it tells of a datagram that is not there")?;
+    done.bytes()?;
+    if done.slice[..] == *GREETING { Ok(()) } else { Err("it garbles datagrams".into()) }
 }
 
 /// Says why a driver cannot be had, with what the system tells beside the error.

@@ -483,6 +483,9 @@ fn the_doctor_tells_driver_reason_features_and_limits() {
     let report = json(&output);
     assert_eq!(output.status.code(), Some(if report["driver"].is_null() { 1 } else { 0 }));
     assert!(!report["reason"].as_str().expect("a text").is_empty());
+    let registered = &report["registered_io"];
+    assert_eq!(registered["driver"].is_null(), cfg!(windows), "{registered}");
+    assert!(!registered["reason"].as_str().expect("a text").is_empty());
     let features = report["features"].as_array().expect("a list");
     assert!(!features.is_empty() || report["driver"] != "io_uring", "a port knows what it uses");
     for feature in features {

@@ -7,7 +7,10 @@
 
 use std::{io::Write, time::Duration};
 
-use wharf::{Buf, Builder, Driver, ErrorKind, Port, Wait};
+use wharf::{
+    Buf, Builder, Driver, ErrorKind, Port, Wait,
+    rio::{self, CompletionQueue, Event, Quota, Region},
+};
 
 #[expect(dead_code, reason = "the conformance suite uses all of it")]
 #[path = "conformance/support.rs"]
@@ -168,6 +171,90 @@ mod machine {
         assert!(automatic(Some("uring")).build::<(), ()>().is_err());
         // Who has chosen need not be told.
         assert!(automatic(Some("epoll")).build::<(), ()>().unwrap().fallback().is_none());
+        child_has_run();
+    }
+
+    /// Has a queue take a datagram, and have itself told of it.
+    fn datagram(queue: &mut CompletionQueue<Event>) {
+        let region = Region::new(1, 64).unwrap();
+        let socket = queue.udp("127.0.0.1:0", Quota { receives: 1, sends: 0 }).unwrap();
+        queue.receive(socket, region.slice(0).unwrap()).unwrap();
+        queue.notify().unwrap();
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        peer.send_to(b"hello", queue.local_addr(socket).unwrap()).unwrap();
+        assert!(queue.wait(Some(Duration::from_secs(20))).unwrap());
+        assert_eq!(&queue.dequeue().unwrap().unwrap().slice[..], b"hello");
+        queue.close(socket).unwrap();
+    }
+
+    /// Would catch: Registered I/O that is not there where io_uring is refused, does not work, or
+    /// does not say why it is another; and that is another where it was not asked for.
+    #[test]
+    fn where_io_uring_is_refused_plain_calls_carry_registered_io() {
+        const NAME: &str = "where_io_uring_is_refused_plain_calls_carry_registered_io";
+        if !in_child(module_path!(), NAME) {
+            return;
+        }
+        automatic(None);
+        assert_eq!(CompletionQueue::event(1).unwrap().driver(), Driver::Uring);
+        refuse(libc::SYS_io_uring_setup, libc::EPERM);
+        let mut queue = CompletionQueue::event(1).unwrap();
+        assert_eq!(queue.driver(), Driver::Epoll);
+        let reason = queue.fallback().unwrap();
+        assert_eq!(reason.kind(), ErrorKind::PermissionDenied);
+        assert!(reason.to_string().contains("seccomp"), "{reason}");
+        datagram(&mut queue);
+        // A port tells of it, and is itself on epoll.
+        let port = Port::<(), u32>::new(1).unwrap();
+        let region = Region::new(1, 64).unwrap();
+        let mut queue = CompletionQueue::through(&port, 1).unwrap();
+        let socket = queue.udp("127.0.0.1:0", Quota { receives: 1, sends: 0 }).unwrap();
+        queue.receive(socket, region.slice(0).unwrap()).unwrap();
+        queue.notify(7).unwrap();
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        peer.send_to(b"hello", queue.local_addr(socket).unwrap()).unwrap();
+        assert!(matches!(port.wait().packet().unwrap().op, wharf::Op::Posted(7)));
+        assert_eq!(&queue.dequeue().unwrap().unwrap().slice[..], b"hello");
+        // Who insists is told.
+        let refused = rio::Builder::new(1).driver(Driver::Uring).polled().unwrap_err();
+        assert!(refused.to_string().contains("seccomp"), "{refused}");
+        // Who has chosen need not be told.
+        automatic(Some("epoll"));
+        assert!(CompletionQueue::polled(1).unwrap().fallback().is_none());
+        child_has_run();
+    }
+
+    /// Would catch: the same where the call is hidden.
+    #[test]
+    fn where_io_uring_is_hidden_plain_calls_carry_registered_io() {
+        const NAME: &str = "where_io_uring_is_hidden_plain_calls_carry_registered_io";
+        if !in_child(module_path!(), NAME) {
+            return;
+        }
+        automatic(None);
+        refuse(libc::SYS_io_uring_setup, libc::ENOSYS);
+        let mut queue = CompletionQueue::event(1).unwrap();
+        assert_eq!(queue.driver(), Driver::Epoll);
+        assert_eq!(queue.fallback().unwrap().kind(), ErrorKind::Unsupported);
+        datagram(&mut queue);
+        child_has_run();
+    }
+
+    /// Would catch: a notification that is accepted and that nobody would make.
+    #[test]
+    fn a_notification_that_no_thread_can_look_out_for_is_refused() {
+        if !in_child(module_path!(), "a_notification_that_no_thread_can_look_out_for_is_refused") {
+            return;
+        }
+        let mut queue = rio::Builder::new(1).driver(Driver::Epoll).event().unwrap();
+        for call in [libc::SYS_clone3, libc::SYS_clone] {
+            refuse(call, libc::EAGAIN);
+        }
+        for _ in 0..2 {
+            let refused = queue.notify().unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EAGAIN), "{refused}");
+        }
+        assert!(queue.dequeue().unwrap().is_none());
         child_has_run();
     }
 

@@ -4,5 +4,5 @@
 mod rio;
 
 fn builder(capacity: usize) -> wharf::rio::Builder {
-    wharf::rio::Builder::new(capacity)
+    wharf::rio::Builder::new(capacity).driver(wharf::Driver::Uring)
 }

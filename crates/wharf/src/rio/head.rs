@@ -1,6 +1,9 @@
 //! What the system writes before a datagram: into the headroom of its slice.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    ptr,
+};
 
 use super::{
     engine::Traits,
@@ -36,6 +39,8 @@ const fn space(bytes: usize) -> usize {
 }
 
 const _: () = assert!(LENGTHS + NAMES[1] + CONTROL <= HEADROOM);
+// So that the control messages begin where words do.
+const _: () = assert!(CONTROL.is_multiple_of(size_of::<usize>()));
 
 impl Head {
     /// Nothing is written.
@@ -63,6 +68,29 @@ impl Head {
     #[inline]
     pub(super) fn bytes(self) -> usize {
         if self == Self::NONE { 0 } else { LENGTHS + self.name() + self.control() }
+    }
+
+    /// Where the address goes and where the control messages go; null where there are none.
+    pub(super) fn places(self, slice: &Slice) -> [*mut u8; 2] {
+        let start = slice.start();
+        // SAFETY: both lie in the headroom, which is before every slice and is its.
+        unsafe {
+            let control = start.sub(self.control());
+            let name = control.sub(self.name());
+            [
+                if self.name == 0 { ptr::null_mut() } else { name },
+                if self.control == 0 { ptr::null_mut() } else { control },
+            ]
+        }
+    }
+
+    /// Writes the lengths: of the address, of the control messages, of the datagram.
+    #[inline]
+    pub(super) fn write_lengths(self, slice: &mut Slice, lengths: [u32; 3]) {
+        let head = slice.headroom_mut(self.bytes());
+        for (room, length) in head.chunks_exact_mut(4).zip(lengths) {
+            room.copy_from_slice(&length.to_ne_bytes());
+        }
     }
 
     /// The lengths that were written: of the address, of the control messages, of the datagram.

@@ -3,8 +3,8 @@
 //! A [`Region`] is memory set up once. Its [`Slice`]s go into receives and sends that are started
 //! on a *request queue*, one for each socket, and come back out of a [`CompletionQueue`]. Starting
 //! a receive costs a few writes to memory. Looking for completions costs a few reads, and one
-//! system call for everything that has come in since. The queue has one owner: there are no locks,
-//! and no threads behind it.
+//! system call for everything that has come in since. The queue has one owner: nothing is locked
+//! to start a request or to take a completion.
 //!
 //! ```
 //! use wharf::rio::{CompletionQueue, Quota, Region};
@@ -43,6 +43,21 @@
 //! ([`CompletionQueue::through`]), where a packet says that there is something to dequeue. Either
 //! way `notify` asks for it, once; after that, dequeue until there is nothing left, and ask again.
 //! Requests started with [`Start::quiet`] do not notify.
+//!
+//! # What carries a queue
+//!
+//! io_uring, from Linux 6.0 on. Where that is refused (many containers do) or older, plain calls
+//! that do not wait and move many datagrams at once (recvmmsg, sendmmsg), and epoll.
+//! [`CompletionQueue::driver`] says which it is, [`CompletionQueue::fallback`] why, and
+//! [`Builder::driver`] decides. Everything here is true of both, but on plain calls
+//!
+//! - nothing moves while nobody calls, unless a notification is outstanding: what is received, and
+//!   what is left of a send that the system did not take at once, waits for the next dequeue;
+//! - a queue has a thread of its own from the first [`notify`](CompletionQueue::notify) on that
+//!   could not be answered at once. It sleeps until a socket is ready. While a notification is
+//!   outstanding, the queue's calls take what they work on back from it, by a lock;
+//! - each look is a system call for each socket that may have something. With more than eight
+//!   sockets, or notifications, epoll says which do.
 //!
 //! # One owner
 //!
@@ -101,10 +116,11 @@
 //!
 //! The kernel writes to a slice only while a request has it, and a request's slice has no name: it
 //! is in the queue, which gives it to nobody before the kernel is done with it. A slice keeps its
-//! region mapped. A queue that is dropped waits until the kernel has let go of every slice; if it
-//! will not (for five seconds), or if the queue is forgotten, the slices and their region stay for
-//! ever. So no order of dropping, no `mem::forget` and no panic lets the kernel write to memory
-//! that is freed or in other use.
+//! region mapped. On plain calls the kernel knows a slice only during a call. On io_uring a queue
+//! that is dropped waits until the kernel has let go of every slice; if it will not (for five
+//! seconds), or if the queue is forgotten, the slices and their region stay for ever. So no order
+//! of dropping, no `mem::forget` and no panic lets the kernel write to memory that is freed or in
+//! other use.
 
 mod completion;
 mod engine;

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     block::{Block, Payload},
+    driver::{Choice, Driver},
     error::{Error, ErrorKind, Refused, Result},
     port::{Port, PortShared},
     raw,
@@ -105,7 +106,8 @@ impl CompletionQueue<Event> {
     ///
     /// # Errors
     ///
-    /// `Busy` while a notification is outstanding: it has been asked for, and has not happened.
+    /// `Busy` while a notification is outstanding: it has been asked for, and has not happened;
+    /// where plain calls carry the queue, what the system says if it has no thread for it.
     #[doc(alias = "RIONotify")]
     #[doc(alias = "WSAEALREADY")]
     pub fn notify(&mut self) -> Result<()> {
@@ -131,7 +133,7 @@ impl CompletionQueue<Event> {
         self.check_process(ACTION)?;
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let event = self.notification.event.as_fd();
-        signal::wait(event, deadline).map_err(|error| Error::from_io(&error, ACTION))
+        self.engine.wait(event, deadline).map_err(|error| Error::from_io(&error, ACTION))
     }
 }
 
@@ -170,7 +172,8 @@ where
     /// # Errors
     ///
     /// `Busy` while a notification is outstanding: it has been asked for, and has not happened;
-    /// `Closed` if the port is closed. The value comes back.
+    /// `Closed` if the port is closed; where plain calls carry the queue, what the system says if
+    /// it has no thread for it. The value comes back.
     #[doc(alias = "RIONotify")]
     #[doc(alias = "WSAEALREADY")]
     pub fn notify(&mut self, value: M) -> Result<(), Refused<M>> {
@@ -200,19 +203,31 @@ impl<K: 'static, M: 'static> Drop for Through<K, M> {
 #[derive(Clone, Copy, Debug)]
 pub struct Builder {
     capacity: usize,
+    driver: Driver,
 }
 
 impl Builder {
     /// A queue with room for so many completions.
     #[must_use]
     pub const fn new(capacity: usize) -> Self {
-        Self { capacity }
+        Self { capacity, driver: Driver::Auto }
     }
 
-    fn engine(self, notifies: bool) -> Result<Engine> {
-        CompletionQueue::<()>::check_capacity(self.capacity)?;
-        Engine::new(Setup { capacity: self.capacity, notifies })
-            .map_err(|error| Error::from_io(&error, "make a completion queue"))
+    /// What carries the queue. [`Driver::Auto`]: io_uring, or where that is refused or older than
+    /// Linux 6.0, plain calls (recvmmsg and the like) and epoll, which [`Driver::Epoll`] asks for.
+    /// [`CompletionQueue::driver`] says what it has become, and [`CompletionQueue::fallback`] why.
+    #[must_use]
+    pub const fn driver(mut self, driver: Driver) -> Self {
+        self.driver = driver;
+        self
+    }
+
+    fn engine(self, notifies: bool) -> Result<(Engine, Choice)> {
+        let Self { capacity, driver } = self;
+        CompletionQueue::<()>::check_capacity(capacity)?;
+        let (engine, choice) = Engine::new(Setup { capacity, notifies, driver })?;
+        choice.announce();
+        Ok((engine, choice))
     }
 
     /// Makes a queue that is polled: [`CompletionQueue::polled`].
@@ -230,14 +245,9 @@ impl Builder {
     ///
     /// As there.
     pub fn event(self) -> Result<CompletionQueue<Event>> {
-        let mut engine = self.engine(true)?;
-        let event = signal::new()
-            .and_then(|event| {
-                let event = Arc::new(event);
-                engine.set_event(event.clone()).map(|()| event)
-            })
-            .map_err(|error| Error::from_io(&error, "make an event"))?;
-        Ok(CompletionQueue::of(engine, self.capacity, Event { event }))
+        let (mut engine, choice) = self.engine(true)?;
+        let event = engine.event().map_err(|error| Error::from_io(&error, "make an event"))?;
+        Ok(CompletionQueue::of((engine, choice), self.capacity, Event { event }))
     }
 
     /// Makes a queue that posts a packet to a port: [`CompletionQueue::through`].
@@ -250,7 +260,7 @@ impl Builder {
         K: Send + Sync + 'static,
         M: Send + 'static,
     {
-        let mut engine = self.engine(true)?;
+        let (mut engine, choice) = self.engine(true)?;
         let port = port.shared().clone();
         let sign = engine.sign().map_err(|error| Error::from_io(&error, "make a queue's sign"))?;
         let handle = Arc::new(port.raw.associate(sign, 0).map_err(Error::from)?);
@@ -258,7 +268,7 @@ impl Builder {
         notifiers.retain(|other| other.strong_count() > 0);
         notifiers.push(Arc::downgrade(&handle));
         drop(notifiers);
-        Ok(CompletionQueue::of(engine, self.capacity, Through { port, handle }))
+        Ok(CompletionQueue::of((engine, choice), self.capacity, Through { port, handle }))
     }
 }
 

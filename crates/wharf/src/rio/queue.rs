@@ -3,7 +3,7 @@
 use std::{
     fmt,
     net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket},
-    os::fd::OwnedFd,
+    os::fd::{BorrowedFd, OwnedFd},
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -14,6 +14,7 @@ use super::{
     engine::{Engine, Flags, Request, Route, Traits},
 };
 use crate::{
+    driver::{Choice, Driver},
     error::{Error, ErrorKind, Refused, Result},
     sys::udp,
 };
@@ -104,8 +105,8 @@ impl RequestQueue {
 /// `N` says how one learns that there are some: [`Polled`], by looking; [`Event`](super::Event), by
 /// waiting for an event; [`Through`](super::Through), by a packet of a port.
 ///
-/// When a queue is dropped, its sockets are closed, and everything outstanding is cancelled. It
-/// waits until the kernel is done with it, at most for five seconds.
+/// When a queue is dropped, its sockets are closed, and everything outstanding is cancelled. On
+/// io_uring it waits until the kernel is done with it, at most for five seconds.
 #[doc(alias = "RIO_CQ")]
 #[doc(alias = "RIOCloseCompletionQueue")]
 pub struct CompletionQueue<N = Polled> {
@@ -116,6 +117,7 @@ pub struct CompletionQueue<N = Polled> {
     capacity: usize,
     reserved: usize,
     places: Vec<Place>,
+    choice: Choice,
 }
 
 /// A request queue as its completion queue sees it.
@@ -154,9 +156,24 @@ impl<N> CompletionQueue<N> {
         Ok(())
     }
 
-    pub(super) fn of(engine: Engine, capacity: usize, notification: N) -> Self {
+    pub(super) fn of((engine, choice): (Engine, Choice), capacity: usize, notification: N) -> Self {
         let id = QUEUES.fetch_add(1, Ordering::Relaxed);
-        Self { engine, id, capacity, reserved: 0, places: Vec::new(), notification }
+        Self { engine, id, capacity, reserved: 0, places: Vec::new(), choice, notification }
+    }
+
+    /// What carries the queue: never [`Driver::Auto`]. [`Driver::Epoll`] stands for plain calls
+    /// that do not wait (recvmmsg, sendmmsg), and epoll where there are many sockets, or
+    /// notifications.
+    #[must_use]
+    pub fn driver(&self) -> Driver {
+        self.choice.driver
+    }
+
+    /// Why it is not carried by io_uring although the choice was left to wharf: how that is refused
+    /// here, and what can be done about it.
+    #[must_use]
+    pub fn fallback(&self) -> Option<Error> {
+        self.choice.refused
     }
 
     // ---- Sockets ------------------------------------------------------------------------
@@ -320,7 +337,7 @@ impl<N> CompletionQueue<N> {
     ///
     /// # Errors
     ///
-    /// `Closed` if it is closed already.
+    /// `Closed` if it is closed already; `Forked` in a child of the process that made the queue.
     #[doc(alias = "closesocket")]
     pub fn close(&mut self, socket: RequestQueue) -> Result<()> {
         self.find(socket, "close a request queue")?;
@@ -338,9 +355,9 @@ impl<N> CompletionQueue<N> {
     pub fn local_addr(&self, socket: RequestQueue) -> Result<SocketAddr> {
         const ACTION: &str = "local address";
         self.find(socket, ACTION)?;
-        let socket = self.engine.socket(socket.index);
-        let socket = socket.ok_or_else(|| Error::of(ErrorKind::Closed, ACTION))?;
-        let address = SockRef::from(&socket).local_addr();
+        let look = |socket: BorrowedFd<'_>| SockRef::from(&socket).local_addr();
+        let address = self.engine.with_socket(socket.index, look);
+        let address = address.ok_or_else(|| Error::of(ErrorKind::Closed, ACTION))?;
         let address = address.map_err(|error| Error::from_io(&error, ACTION))?;
         address.as_socket().ok_or_else(|| Error::of(ErrorKind::Unsupported, ACTION))
     }
@@ -350,7 +367,8 @@ impl<N> CompletionQueue<N> {
     #[must_use]
     pub fn dropped(&self, socket: RequestQueue) -> Option<u64> {
         self.find(socket, "dropped").ok()?;
-        udp::dropped(&self.engine.socket(socket.index)?).ok().map(u64::from)
+        let dropped = self.engine.with_socket(socket.index, |socket| udp::dropped(&socket))?;
+        dropped.ok().map(u64::from)
     }
 
     // ---- Requests -----------------------------------------------------------------------
@@ -439,8 +457,8 @@ impl<N> CompletionQueue<N> {
     ///
     /// # Errors
     ///
-    /// `Closed` if it is closed; what the kernel says if it takes nothing (and then keeps it for
-    /// the next time).
+    /// `Closed` if it is closed; `Forked` in a child of the process that made the queue; what the
+    /// kernel says if it takes nothing (and then keeps it for the next time).
     #[doc(alias = "RIO_MSG_COMMIT_ONLY")]
     pub fn commit(&mut self, socket: RequestQueue) -> Result<()> {
         self.find(socket, "commit")?;
@@ -539,6 +557,7 @@ impl<N> CompletionQueue<N> {
 
     #[inline]
     fn find(&self, socket: RequestQueue, action: &'static str) -> Result<&Place> {
+        self.check_process(action)?;
         let place = self.places.get(usize::from(socket.index)).filter(|place| {
             let same = place.generation == socket.generation && self.id == socket.queue;
             same && place.state == State::Open
@@ -557,7 +576,6 @@ impl<N> CompletionQueue<N> {
             Direction::Receive => "receive",
             Direction::Send => "send",
         };
-        self.check_process(action)?;
         let place = self.find(socket, action)?;
         let full = match direction {
             Direction::Receive => place.receives >= place.quota.receives,

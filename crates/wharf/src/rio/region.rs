@@ -243,6 +243,13 @@ impl Slice {
         unsafe { std::slice::from_raw_parts(self.start().sub(bytes), bytes) }
     }
 
+    /// The last `bytes` bytes before the slice.
+    pub(super) fn headroom_mut(&mut self, bytes: usize) -> &mut [u8] {
+        let bytes = bytes.min(HEADROOM);
+        // SAFETY: as for headroom; `&mut` says that nobody else looks.
+        unsafe { std::slice::from_raw_parts_mut(self.start().sub(bytes), bytes) }
+    }
+
     /// After a receive: how many bytes it holds now.
     #[inline]
     pub(super) fn set_received(&mut self, bytes: usize) {

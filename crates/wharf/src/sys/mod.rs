@@ -35,7 +35,7 @@ pub(crate) mod pool;
 
 cfg_select! {
     target_os = "linux" => {
-        mod epoll;
+        pub(crate) mod epoll;
         mod linux;
         mod unix;
         pub(crate) mod uring;

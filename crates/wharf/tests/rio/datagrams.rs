@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    net::{IpAddr, Ipv4Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
 };
 
 use wharf::{
@@ -354,6 +354,48 @@ fn an_icmp_error_does_not_end_receiving() {
         let somebody = UdpSocket::bind(there).unwrap();
         somebody.send_to(b"yes", address).unwrap();
         let done = next(&mut queue);
+        assert_eq!((done.direction, &done.slice[..]), (Direction::Receive, &b"yes"[..]));
+    });
+}
+
+/// Would catch: the same for rarer errors: a router's that finds our header wrong (EPROTO).
+#[test]
+fn a_rarer_icmp_error_does_not_end_receiving() {
+    const NAME: &str = "a_rarer_icmp_error_does_not_end_receiving";
+    let router = socket2::Socket::new(
+        socket2::Domain::IPV4,
+        socket2::Type::RAW,
+        Some(socket2::Protocol::ICMPV4),
+    );
+    let Ok(router) = router else {
+        return skip(NAME, "only root may send ICMP messages of its own");
+    };
+    run(move || {
+        let region = Region::new(4, 64).unwrap();
+        let mut queue = polled(8);
+        let peer = peer();
+        let there = peer.local_addr().unwrap();
+        let ours = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = ours.local_addr().unwrap();
+        ours.connect(there).unwrap();
+        let socket = queue.udp_socket(ours, quota(2, 0), Options::new()).unwrap();
+        receives(&mut queue, socket, &region, 0..2);
+        nothing(&mut queue);
+        // "Parameter problem", about a datagram from us to the peer.
+        let mut message = vec![12, 0, 0, 0, 0, 0, 0, 0];
+        message.extend([0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 127, 0, 0, 1, 127, 0, 0, 1]);
+        message.extend(address.port().to_be_bytes());
+        message.extend(there.port().to_be_bytes());
+        message.extend([0, 8, 0, 0]);
+        let sum: u32 =
+            message.chunks(2).map(|it| u32::from(u16::from_be_bytes([it[0], it[1]]))).sum();
+        let sum = u16::try_from(0xffff - sum % 0xffff).unwrap();
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        router.send_to(&message, &"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+        nothing(&mut queue);
+        peer.send_to(b"yes", address).unwrap();
+        let done = next(&mut queue);
+        assert_eq!(done.bytes().unwrap(), 3);
         assert_eq!((done.direction, &done.slice[..]), (Direction::Receive, &b"yes"[..]));
     });
 }

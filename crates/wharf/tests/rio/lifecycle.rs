@@ -273,6 +273,11 @@ fn a_forked_child_is_refused() {
         let slice = region.slice(3).unwrap();
         wrong += queue.receive(socket, slice).map_or_else(|it| refused(it.error.kind()), |()| 1);
         wrong += queue.udp("127.0.0.1:0", quota(1, 1)).map_or_else(|it| refused(it.kind()), |_| 1);
+        wrong += queue.commit(socket).map_or_else(|it| refused(it.kind()), |()| 1);
+        let less = queue.set_quota(socket, quota(2, 1));
+        wrong += less.map_or_else(|it| refused(it.kind()), |()| 1);
+        wrong += queue.local_addr(socket).map_or_else(|it| refused(it.kind()), |_| 1);
+        wrong += queue.close(socket).map_or_else(|it| refused(it.kind()), |()| 1);
         drop(queue);
         // SAFETY: ends the child.
         unsafe { libc::_exit(wrong) };
@@ -283,5 +288,42 @@ fn a_forked_child_is_refused() {
     assert_eq!(status, 0);
     // The parent has noticed nothing.
     peer().send_to(b"still here", address).unwrap();
+    assert_eq!(&next(&mut queue).slice[..], b"still here");
+}
+
+/// Would catch: a child that waits for a thread or a lock that it does not have.
+#[test]
+fn a_forked_child_is_refused_while_a_notification_is_outstanding() {
+    if !in_child(module_path!(), "a_forked_child_is_refused_while_a_notification_is_outstanding") {
+        return;
+    }
+    let region = Region::new(4, 64).unwrap();
+    let mut queue = crate::builder(8).event().unwrap();
+    let (socket, address) = socket(&mut queue, 2, 2);
+    receives(&mut queue, socket, &region, 0..2);
+    queue.notify().unwrap();
+    // SAFETY: the child calls only what allocates little, and _exit.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: takes no pointers. A child that hangs ends by that.
+        unsafe { libc::alarm(20) };
+        let refused = |kind| i32::from(kind != ErrorKind::Forked);
+        let mut wrong = 0;
+        wrong += queue.notify().map_or_else(|it| refused(it.kind()), |()| 1);
+        wrong += queue.wait(None).map_or_else(|it| refused(it.kind()), |_| 1);
+        wrong += queue.dequeue().map_or_else(|it| refused(it.kind()), |_| 1);
+        wrong += queue.commit(socket).map_or_else(|it| refused(it.kind()), |()| 1);
+        wrong += queue.local_addr(socket).map_or_else(|it| refused(it.kind()), |_| 1);
+        wrong += queue.close(socket).map_or_else(|it| refused(it.kind()), |()| 1);
+        drop(queue);
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(wrong) };
+    }
+    let mut status = 0;
+    // SAFETY: the status lives across the call.
+    unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!(status, 0);
+    peer().send_to(b"still here", address).unwrap();
+    assert!(queue.wait(Some(PATIENCE)).unwrap());
     assert_eq!(&next(&mut queue).slice[..], b"still here");
 }

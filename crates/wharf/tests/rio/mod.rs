@@ -8,4 +8,4 @@ mod lifecycle;
 mod notify;
 mod quotas;
 mod streams;
-mod support;
+pub(crate) mod support;

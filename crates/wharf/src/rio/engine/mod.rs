@@ -8,6 +8,7 @@
 //! Two engines do the same, chosen when a completion queue is made: `uring`, and `poll`, for where
 //! io_uring is refused or too old.
 
+mod poll;
 mod uring;
 
 use std::{
@@ -15,6 +16,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::{BorrowedFd, OwnedFd},
     sync::Arc,
+    time::Instant,
 };
 
 use super::{
@@ -23,7 +25,11 @@ use super::{
     queue::RequestQueue,
     region::Slice,
 };
-use crate::sys::udp::control::Writer;
+use crate::{
+    driver::{Choice, Driver},
+    error::Error,
+    sys::{self, udp::control::Writer},
+};
 
 /// A request in an engine's hands.
 #[derive(Debug)]
@@ -116,12 +122,14 @@ pub(super) struct Setup {
     pub(super) capacity: usize,
     /// Whether notifications will be asked for.
     pub(super) notifies: bool,
+    pub(super) driver: Driver,
 }
 
 /// One of the engines.
 #[derive(Debug)]
 pub(super) enum Engine {
     Uring(Box<uring::Engine>),
+    Poll(Box<poll::Engine>),
 }
 
 /// Hands a call on to the engine.
@@ -129,13 +137,31 @@ macro_rules! engine {
     ($self:ident, $engine:ident => $call:expr) => {
         match $self {
             Engine::Uring($engine) => $call,
+            Engine::Poll($engine) => $call,
         }
     };
 }
 
 impl Engine {
-    pub(super) fn new(setup: Setup) -> io::Result<Self> {
-        Ok(Self::Uring(Box::new(uring::Engine::new(setup)?)))
+    /// Makes the best one that is to be had, and says which one that is and why.
+    pub(super) fn new(setup: Setup) -> Result<(Self, Choice), Error> {
+        let refused = match setup.driver.wanted()? {
+            Driver::Epoll => None,
+            Driver::Iocp => return Err(Driver::Iocp.elsewhere()),
+            wanted => match uring::Engine::new(setup) {
+                Ok(engine) => {
+                    let choice = Choice { driver: Driver::Uring, refused: None };
+                    return Ok((Self::Uring(Box::new(engine)), choice));
+                }
+                Err(error) if wanted == Driver::Auto && sys::uring::is_refusal(&error) => {
+                    Some(refusal(&error))
+                }
+                Err(error) => return Err(refusal(&error)),
+            },
+        };
+        let engine = poll::Engine::new(setup);
+        let engine = engine.map_err(|error| Error::from_io(&error, "make a completion queue"))?;
+        Ok((Self::Poll(Box::new(engine)), Choice { driver: Driver::Epoll, refused }))
     }
 
     /// Takes a socket under a number that is not in use.
@@ -143,9 +169,13 @@ impl Engine {
         engine!(self, engine => engine.open(index, socket, traits))
     }
 
-    /// The socket of this number.
-    pub(super) fn socket(&self, index: u16) -> Option<BorrowedFd<'_>> {
-        engine!(self, engine => engine.socket(index))
+    /// Looks at the socket of this number.
+    pub(super) fn with_socket<T>(
+        &self,
+        index: u16,
+        look: impl FnOnce(BorrowedFd<'_>) -> T,
+    ) -> Option<T> {
+        engine!(self, engine => engine.with_socket(index, look))
     }
 
     /// Starts a receive. Every receive that is started completes.
@@ -185,9 +215,21 @@ impl Engine {
         engine!(self, engine => engine.look())
     }
 
-    /// Lets this event be signalled each time that [`Self::arm`] says so.
-    pub(super) fn set_event(&mut self, event: Arc<OwnedFd>) -> io::Result<()> {
-        engine!(self, engine => engine.set_event(event))
+    /// An event that is signalled each time that [`Self::arm`] says so.
+    pub(super) fn event(&mut self) -> io::Result<Arc<OwnedFd>> {
+        engine!(self, engine => engine.event())
+    }
+
+    /// Waits until the event is signalled, at most until then. True: it is.
+    pub(super) fn wait(
+        &mut self,
+        event: BorrowedFd<'_>,
+        deadline: Option<Instant>,
+    ) -> io::Result<bool> {
+        match self {
+            Self::Uring(_) => sys::signal::wait(event, deadline),
+            Self::Poll(engine) => engine.wait(deadline),
+        }
     }
 
     /// Instead of an event: a descriptor that becomes readable each time that [`Self::arm`] says
@@ -228,6 +270,16 @@ pub(super) enum Armed {
     Now,
     /// The event will be signalled.
     Later,
+}
+
+/// What keeps io_uring from being used, and what to do about it.
+fn refusal(error: &io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::Unsupported if error.raw_os_error().is_none() => {
+            Error::from_io(error, "registered I/O on io_uring").with_remedy(uring::FLOOR)
+        }
+        _ => sys::uring::refusal(error),
+    }
 }
 
 /// A socket that was taken, or is given back.

@@ -25,10 +25,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(crate) use self::poller::{LEVEL, ONCE, Poller};
 use self::{
     blocking::Blocking,
     inbox::{Inbox, KEPT, TRY},
-    poller::{LEVEL, ONCE, Poller},
     slots::{Parked, Registry, Token},
     timers::{Clock, TimerId},
 };

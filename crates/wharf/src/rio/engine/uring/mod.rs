@@ -62,6 +62,7 @@ use std::{
 
 use linux_raw_sys::io_uring as abi;
 
+pub(super) use self::probe::FLOOR;
 use self::{
     output::{Datagrams, Output, Sent, Stream},
     posted::Posted,
@@ -70,7 +71,7 @@ use super::{Armed, Direction, Flags, Head, Opened, Request, Route, Setup, Slice,
 use crate::{
     rio::completion::Completion,
     sys::{
-        ForkGuard, signal,
+        ForkGuard, signal, udp,
         uring::{Cqe, Ring, RingSize, Sqe, is_transient},
     },
 };
@@ -237,22 +238,6 @@ const HARDLINK: u8 = 1 << abi::io_uring_sqe_flags_bit::IOSQE_IO_HARDLINK_BIT as 
 #[expect(clippy::cast_possible_truncation, reason = "it is 2")]
 const MULTISHOT: u16 = abi::IORING_RECV_MULTISHOT as u16;
 
-/// Whether an error of a datagram socket is one that another machine has sent back for a datagram
-/// of ours. It says nothing about what comes in.
-fn is_icmp(errno: i32) -> bool {
-    matches!(
-        errno,
-        libc::ECONNREFUSED
-            | libc::EHOSTUNREACH
-            | libc::ENETUNREACH
-            | libc::EHOSTDOWN
-            | libc::ENONET
-            | libc::ENOPROTOOPT
-            | libc::EOPNOTSUPP
-            | libc::EMSGSIZE
-    )
-}
-
 /// A number that no other living thread has.
 fn this_thread() -> usize {
     thread_local!(static HERE: u8 = const { 0 });
@@ -341,8 +326,12 @@ impl Engine {
         }
     }
 
-    pub(crate) fn socket(&self, index: u16) -> Option<BorrowedFd<'_>> {
-        Some(self.sockets.get(usize::from(index))?.as_ref()?.fd.as_fd())
+    pub(crate) fn with_socket<T>(
+        &self,
+        index: u16,
+        look: impl FnOnce(BorrowedFd<'_>) -> T,
+    ) -> Option<T> {
+        Some(look(self.sockets.get(usize::from(index))?.as_ref()?.fd.as_fd()))
     }
 
     pub(crate) fn in_child(&self) -> bool {
@@ -672,7 +661,7 @@ impl Engine {
                 self.ended(index, -status);
                 None
             }
-            status if is_icmp(status) => None,
+            status if udp::is_of_an_earlier_send(status) => None,
             // An empty datagram, or an error of this machine.
             status => {
                 let mut request = posted.take_oldest()?;
@@ -752,13 +741,13 @@ impl Engine {
 
     // ---- Notifying --------------------------------------------------------------------------
 
-    /// Lets the kernel signal this event when something that notifies completes, each time
+    /// An event that the kernel signals when something that notifies completes, each time
     /// [`Self::arm`] says so.
-    pub(crate) fn set_event(&mut self, event: Arc<OwnedFd>) -> io::Result<()> {
+    pub(crate) fn event(&mut self) -> io::Result<Arc<OwnedFd>> {
+        let event = Arc::new(signal::new()?);
         self.loud.set_signalling(false);
         self.loud.register_event(event.as_fd())?;
-        self.event = Some(event);
-        Ok(())
+        Ok(self.event.insert(event).clone())
     }
 
     /// The loud ring itself is readable while there are completions in it, and [`Self::arm`] leaves

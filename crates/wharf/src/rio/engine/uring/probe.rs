@@ -11,6 +11,9 @@ use linux_raw_sys::io_uring as abi;
 use super::{BUFFER_SELECT, MULTISHOT};
 use crate::sys::uring::{Provided, Ring, RingSize, Sqe};
 
+/// What to do where it has not.
+pub(crate) const FLOOR: &str = "on io_uring it needs Linux 6.0";
+
 /// Tries a multishot receive with provided buffers, on throwaway sockets, once per process that
 /// it works in.
 pub(super) fn probe() -> io::Result<()> {

@@ -16,10 +16,10 @@ use std::{
 use socket2::{Domain, InterfaceIndexOrAddress, SockAddr, SockRef, Socket};
 
 use self::control::{ADDRESS_ROOM, write_address};
-pub(super) use self::transfer::{call, came, is_of_an_earlier_send};
+pub(super) use self::transfer::{call, came};
 pub(crate) use self::{
     header::{DatagramHeader, cuts_datagrams, is_ipv6},
-    transfer::{attempt, forget_errors, ready},
+    transfer::{attempt, forget_errors, is_of_an_earlier_send, ready},
 };
 
 /// Sets an option that is a number.

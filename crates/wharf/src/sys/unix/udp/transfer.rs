@@ -173,7 +173,7 @@ pub(crate) fn forget_errors(fd: RawDescriptor) {
 
 /// Whether an error may be one that a datagram sent earlier has met on its way, and that the socket
 /// reports with the next call, whatever that does. What ICMP messages are turned into.
-pub(in crate::sys::unix) fn is_of_an_earlier_send(errno: i32) -> bool {
+pub(crate) fn is_of_an_earlier_send(errno: i32) -> bool {
     matches!(
         errno,
         libc::ECONNREFUSED
