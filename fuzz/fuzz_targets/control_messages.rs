@@ -8,7 +8,7 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 
 // The library's own source: it uses the standard library and libc only, and is not public.
-#[path = "../../crates/wharf/src/sys/unix/udp/control.rs"]
+#[path = "../../crates/wharf/src/sys/control.rs"]
 #[allow(dead_code, reason = "not all of it is called here")]
 mod control;
 

@@ -23,13 +23,12 @@ use crate::{
     datagram::Parcel,
     error::{Error, ErrorKind, Refused},
     port::PortShared,
-    raw::{self, Gather, Operation, Request, Slice, Started},
+    raw::{self, Datagram, Gather, Operation, Request, Slice, Started},
     sync::lock,
     sys::{self, Descriptor, Kind},
     transmit::Transmit,
+    udp,
 };
-#[cfg(unix)]
-use crate::{raw::Datagram, udp};
 
 /// What an operation works with, by kind.
 #[derive(Debug)]
@@ -69,7 +68,6 @@ pub(crate) enum Payload {
         length: u64,
     },
     Truncate(u64),
-    #[cfg(unix)]
     Udp(udp::Work),
 }
 
@@ -94,7 +92,6 @@ pub(crate) struct Block<K: 'static, M: 'static> {
     pub(crate) payload: Payload,
     pub(crate) context: Option<M>,
     /// What a datagram of UDP is received or sent with. It stays for the next.
-    #[cfg(unix)]
     datagram: Option<Box<Datagram>>,
     /// Tells this flight of the block from its others.
     pub(crate) flight: u64,
@@ -206,7 +203,6 @@ impl<K, M> HandleShared<K, M> {
     }
 
     /// Starts to send a datagram.
-    #[cfg(unix)]
     pub(crate) fn launch_to(
         self: &Arc<Self>,
         buf: Buf,
@@ -337,7 +333,6 @@ impl<K, M> Block<K, M> {
             handle: None,
             payload: Payload::Idle,
             context: None,
-            #[cfg(unix)]
             datagram: None,
             // No two blocks' flights are ever numbered alike, even at one address.
             flight: BLOCKS.fetch_add(1, Ordering::Relaxed) << 32,
@@ -349,7 +344,6 @@ impl<K, M> Block<K, M> {
 
 impl<K, M> Block<K, M> {
     /// The request that its payload is for.
-    #[cfg(unix)]
     fn request(&mut self, handle: &raw::Handle) -> Result<Request, Error> {
         match &mut self.payload {
             Payload::Udp(work) => {
@@ -358,12 +352,6 @@ impl<K, M> Block<K, M> {
             }
             payload => payload.request(),
         }
-    }
-
-    /// The request that its payload is for.
-    #[cfg(not(unix))]
-    fn request(&mut self, _handle: &raw::Handle) -> Result<Request, Error> {
-        self.payload.request()
     }
 }
 
@@ -402,7 +390,6 @@ impl Payload {
             Self::Sync { .. } => "sync",
             Self::Allocate { .. } => "allocate",
             Self::Truncate(_) => "truncate",
-            #[cfg(unix)]
             Self::Udp(work) => work.name(),
         }
     }
@@ -410,7 +397,6 @@ impl Payload {
     /// What a completion's status means for it.
     pub(crate) fn error(&self, status: i32, handle: &raw::Handle) -> Error {
         let error = Error::from_status(status, self.name());
-        #[cfg(unix)]
         if let Self::Udp(work) = self {
             return work.explain(error);
         }
@@ -466,7 +452,6 @@ impl Payload {
                     buf.set_filled(bytes);
                 }
                 Self::ReadVectored(vectored, _) => vectored.set_filled(bytes),
-                #[cfg(unix)]
                 Self::Udp(work) => work.set_filled(bytes),
                 Self::RecvMessage(buf, parcel) => {
                     buf.set_filled(bytes);
@@ -561,7 +546,6 @@ impl Payload {
                 Request::Allocate { offset: range("allocate", *offset, *length)?, length: *length }
             }
             Self::Truncate(length) => Request::Truncate { length: range("truncate", *length, 0)? },
-            #[cfg(unix)]
             Self::Udp(_) => unreachable!("it needs its block's datagram"),
         })
     }

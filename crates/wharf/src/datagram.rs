@@ -221,7 +221,7 @@ impl Drop for Parcel {
 }
 
 /// A datagram socket of any family that belongs to a port: one of this machine's (Unix), say. For
-/// UDP there is `UdpSocket`, which knows more; on Windows, where it is not there yet, this will do.
+/// UDP there is [`UdpSocket`](crate::UdpSocket), which knows more.
 /// Clones are the same socket.
 ///
 /// Any number of receives and sends may be started: those of one direction take effect in the

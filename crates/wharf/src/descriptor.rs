@@ -4,6 +4,7 @@ use crate::{
     datagram::Datagram,
     file::File,
     tcp::{Incoming, Listener, Stream},
+    udp::UdpSocket,
 };
 
 cfg_select! {
@@ -34,8 +35,6 @@ cfg_select! {
     }
     _ => {
         use std::os::fd::{AsFd, BorrowedFd};
-
-        use crate::udp::UdpSocket;
 
         macro_rules! lend_socket {
             ($(#[$doc:meta])* $handle:ident<$($of:ident),*>, $($field:ident).*) => {
@@ -70,7 +69,6 @@ lend_socket!(
     /// For socket options, through `socket2::SockRef`.
     Datagram<K, M>, shared.raw.fd
 );
-#[cfg(unix)]
 lend_socket!(
     /// For other options, through `socket2::SockRef`. Receiving or sending on the descriptor
     /// directly gets in the way of the operations in flight.

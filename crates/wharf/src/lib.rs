@@ -58,12 +58,9 @@ mod sync;
 mod sys;
 mod tcp;
 mod transmit;
-#[cfg(unix)]
 mod udp;
 mod workers;
 
-#[cfg(unix)]
-pub use crate::udp::{Datagrams, Ecn, Envelope, IcmpError, Interface, Received, UdpSocket};
 pub use crate::{
     block::OpId,
     buf::{Buf, Pooled},
@@ -78,5 +75,6 @@ pub use crate::{
     stats::Stats,
     tcp::{Incoming, Listener, Now, Stream},
     transmit::Transmit,
+    udp::{Datagrams, Ecn, Envelope, IcmpError, Interface, Received, UdpSocket},
     workers::Workers,
 };

@@ -11,8 +11,6 @@ use std::{
 use slab::Slab;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-#[cfg(unix)]
-use crate::udp::{self, IcmpError, Received, UdpSocket};
 use crate::{
     block::{Block, HandleShared, Payload},
     buf::Buf,
@@ -29,6 +27,7 @@ use crate::{
     sys::{self, OwnedSocket},
     tcp::{Incoming, Listener, Stream, streams},
     transmit::Transmit,
+    udp::{self, IcmpError, Received, UdpSocket},
     workers::Workers,
 };
 
@@ -64,15 +63,12 @@ impl Builder {
                 submissions: 256,
                 pool_count: 4096,
                 pool_size: 8 << 10,
-                #[cfg(unix)]
                 datagram_pool_count: 512,
-                #[cfg(unix)]
                 datagram_pool_size: udp::BUFFER,
                 queue_limit: 1024,
                 post_limit: 1 << 20,
                 without_provided_buffers: false,
                 without_cooperative: false,
-                #[cfg(unix)]
                 without_offload: false,
                 watch: true,
             },
@@ -107,7 +103,6 @@ impl Builder {
         self
     }
 
-    #[cfg(unix)]
     /// The same for datagrams: by default at most 512 of 65,600 bytes, so that any datagram fits,
     /// and as many as the system gives at once. Memory that no datagram has needed is not touched.
     #[must_use]
@@ -157,17 +152,7 @@ impl Builder {
     pub fn pretend_old_kernel(mut self) -> Self {
         self.setup.without_provided_buffers = true;
         self.setup.without_cooperative = true;
-        self.without_offload()
-    }
-
-    #[cfg(unix)]
-    fn without_offload(mut self) -> Self {
         self.setup.without_offload = true;
-        self
-    }
-
-    #[cfg(not(unix))]
-    fn without_offload(self) -> Self {
         self
     }
 
@@ -446,7 +431,6 @@ pub enum Op<K: 'static, M: 'static = ()> {
         /// The file.
         file: File<K, M>,
     },
-    #[cfg(unix)]
     /// A receive of a datagram is over.
     #[doc(alias = "WSARecvFrom")]
     RecvFrom {
@@ -458,7 +442,6 @@ pub enum Op<K: 'static, M: 'static = ()> {
         /// without room and has found something to receive.
         received: Option<Received>,
     },
-    #[cfg(unix)]
     /// A send of a datagram, or of several, is over: the kernel has it.
     #[doc(alias = "WSASendTo")]
     SendTo {
@@ -467,7 +450,6 @@ pub enum Op<K: 'static, M: 'static = ()> {
         /// The buffer, as it was.
         buf: Buf,
     },
-    #[cfg(unix)]
     /// What the network says of a datagram that was sent earlier.
     Icmp {
         /// The socket.
@@ -949,7 +931,6 @@ impl<K, M> PortShared<K, M> {
             Payload::Sync { .. } => Op::Sync { file: file(handle) },
             Payload::Allocate { .. } => Op::Allocate { file: file(handle) },
             Payload::Truncate(_) => Op::SetLen { file: file(handle) },
-            #[cfg(unix)]
             Payload::Udp(work) => work.into_op(handle, buffer, completion.told),
             #[cfg(target_os = "linux")]
             Payload::Notified(_) => unreachable!("never a handle of the port's"),
@@ -961,7 +942,6 @@ impl<K, M> PortShared<K, M> {
 
 /// What an operation works with that goes on after this completion.
 fn repeated(completion: &Completion) -> Payload {
-    #[cfg(unix)]
     if let Some(told) = completion.told {
         return Payload::Udp(udp::Work::of(told));
     }

@@ -152,7 +152,6 @@ fn operations_allocate_nothing_in_the_steady_state() {
 }
 
 /// The same for UDP, with marks.
-#[cfg(unix)]
 #[test]
 fn datagrams_allocate_nothing_in_the_steady_state() {
     for builder in builders() {

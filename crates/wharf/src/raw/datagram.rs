@@ -6,7 +6,7 @@ use socket2::SockRef;
 
 use super::{Handle, Operation, Request};
 use crate::{
-    error::Error,
+    error::{Error, ErrorKind},
     sys,
     udp::{Envelope, IcmpError, Received},
 };
@@ -90,7 +90,7 @@ pub(super) struct Datagrams {
 
 impl Handle {
     pub(crate) fn socket(&self) -> SockRef<'_> {
-        SockRef::from(&self.fd)
+        sys::socket(&self.fd)
     }
 
     /// Whether datagrams are left to the kernel to cut.
@@ -123,8 +123,15 @@ impl Handle {
 
     /// From now on the system keeps what the network says.
     pub(super) fn hear_errors(&self) -> Result<(), Error> {
-        sys::udp::set_report_errors(&self.fd, true)
-            .map_err(|error| Error::from_io(&error, "start"))?;
+        sys::udp::set_report_errors(&*self.socket(), true).map_err(|error| {
+            let error = Error::from_io(&error, "start");
+            match error.kind() {
+                ErrorKind::Unsupported => error.with_remedy(
+                    "this system does not tell them; receives and sends go on without",
+                ),
+                _ => error,
+            }
+        })?;
         self.datagrams.hears_errors.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -133,7 +140,7 @@ impl Handle {
     pub(super) fn stop_hearing(&self, somebody_listens: bool) {
         if !somebody_listens && self.hears_errors() {
             self.datagrams.hears_errors.store(false, Ordering::Relaxed);
-            let _ = sys::udp::set_report_errors(&self.fd, false);
+            let _ = sys::udp::set_report_errors(&*self.socket(), false);
             sys::udp::forget_errors(self.fd());
         }
     }

@@ -11,9 +11,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-#[cfg(unix)]
-use super::datagram::Datagrams;
 use super::{
+    datagram::Datagrams,
     operation::{Direction, NO_BUFFER, Operation, State},
     port::{Entry, Shared},
 };
@@ -137,7 +136,6 @@ impl Queue {
 pub(crate) struct Queues {
     input: Queue,
     output: Queue,
-    #[cfg(unix)]
     errors: Queue,
     /// Finished operations of a serial handle whose packets wait for the one that is out.
     deferred: Queue,
@@ -165,7 +163,6 @@ pub struct Handle {
     key: usize,
     pub(super) port: Arc<Shared>,
     state: Mutex<Queues>,
-    #[cfg(unix)]
     pub(super) datagrams: Datagrams,
 }
 
@@ -187,7 +184,6 @@ impl Handle {
         let state = Queues {
             input: Queue::new(),
             output: Queue::new(),
-            #[cfg(unix)]
             errors: Queue::new(),
             deferred: Queue::new(),
             floating: Queue::new(),
@@ -199,16 +195,7 @@ impl Handle {
             lane,
         };
         let state = Mutex::new(state);
-        Self {
-            fd,
-            identity,
-            registration,
-            key,
-            port,
-            state,
-            #[cfg(unix)]
-            datagrams: Datagrams::default(),
-        }
+        Self { fd, identity, registration, key, port, state, datagrams: Datagrams::default() }
     }
 
     /// What the descriptor leads to.
@@ -322,7 +309,6 @@ impl Handle {
                 // SAFETY: as above.
                 Direction::Unordered => unsafe { queue.append(operation) },
                 Direction::Out => queue.current = operation,
-                #[cfg(unix)]
                 Direction::Error => {
                     self.hear_errors()?;
                     queue.current = operation;
@@ -605,7 +591,6 @@ impl Handle {
                 self.start_next(state, direction);
             }
         }
-        #[cfg(unix)]
         self.stop_hearing(state.errors.busy());
         self.shut_if_done(state);
     }
@@ -764,11 +749,7 @@ pub(crate) enum Outcome {
 
 impl Queues {
     /// What keeps an order.
-    #[cfg(unix)]
     const ORDERED: [Direction; 3] = [Direction::In, Direction::Out, Direction::Error];
-    /// What keeps an order.
-    #[cfg(not(unix))]
-    const ORDERED: [Direction; 2] = [Direction::In, Direction::Out];
 
     /// Whether an operation is in flight on this handle, its packet not yet on its way.
     fn holds(&mut self, operation: *mut Operation) -> bool {
@@ -788,7 +769,6 @@ impl Queues {
         match direction {
             Direction::In => &mut self.input,
             Direction::Out => &mut self.output,
-            #[cfg(unix)]
             Direction::Error => &mut self.errors,
             Direction::Unordered => &mut self.floating,
         }
@@ -800,7 +780,6 @@ impl Queues {
             + match direction {
                 Direction::In => self.input.length,
                 Direction::Out => self.output.length,
-                #[cfg(unix)]
                 Direction::Error => self.errors.length,
                 Direction::Unordered => 0,
             }

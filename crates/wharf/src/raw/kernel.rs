@@ -24,7 +24,7 @@ use crate::{
     error::{Error, ErrorKind},
     stats::Stats,
     sync::lock,
-    sys::{CompletionPort, Event, Lane, key, refusal, set_alarm},
+    sys::{CompletionPort, Event, Lane, key, pool::Pool, refusal, set_alarm},
 };
 
 /// Where workers wait, and what they have to take.
@@ -208,7 +208,7 @@ impl Shared {
         timeout: Option<Duration>,
         taking: &mut Taking<'_>,
     ) -> io::Result<Option<bool>> {
-        self.dispatch.lane.pool().resume_free();
+        self.dispatch.lane.pools().into_iter().for_each(Pool::resume_free);
         self.dispatch.entries.fetch_add(1, Ordering::Relaxed);
         let mut packet = None;
         self.dispatch.port.wait(1, timeout, |taken| packet = Some(taken))?;
@@ -280,7 +280,7 @@ impl Shared {
 
     pub(crate) fn stats(&self) -> Stats {
         let dispatch = &self.dispatch;
-        let pool = dispatch.lane.pool();
+        let pools = dispatch.lane.pools();
         let waiting = dispatch.waiting.load(Ordering::Relaxed);
         Stats {
             concurrency: dispatch.concurrency,
@@ -294,8 +294,8 @@ impl Shared {
             queued: dispatch.port.depth(),
             in_flight: self.in_flight(),
             kernel_entries: dispatch.entries.load(Ordering::Relaxed),
-            starving: pool.starving(),
-            buffers_exhausted: pool.exhausted() as u64,
+            starving: pools.iter().map(|pool| pool.starving()).sum(),
+            buffers_exhausted: pools.iter().map(|pool| pool.exhausted() as u64).sum(),
         }
     }
 }

@@ -42,7 +42,6 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-#[cfg(unix)]
 mod datagram;
 pub(crate) mod handle;
 pub(crate) mod operation;
@@ -62,10 +61,9 @@ cfg_select! {
 
 use std::{sync::Arc, time::Duration};
 
-#[cfg(unix)]
-pub use self::datagram::{Datagram, Told};
 use self::port::{Setup, Shared, deadline, left};
 pub use self::{
+    datagram::{Datagram, Told},
     handle::{Handle, Started},
     operation::{Gather, Operation, Request},
 };
@@ -126,7 +124,6 @@ pub struct Completion {
     /// The pooled buffer that holds the data of a pooled receive.
     pub buffer: Option<Pooled>,
     /// What else there is to say of a datagram.
-    #[cfg(unix)]
     pub told: Option<Told>,
     pub(crate) silent: bool,
     /// The handle lets no other packet out until this one is released.
@@ -146,7 +143,6 @@ impl Completion {
             more: false,
             accepted: None,
             buffer: None,
-            #[cfg(unix)]
             told: None,
             silent: false,
             serial: false,

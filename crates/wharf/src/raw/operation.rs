@@ -21,9 +21,7 @@ use std::{
     time::Duration,
 };
 
-#[cfg(unix)]
-use super::Datagram;
-use super::Handle;
+use super::{Datagram, Handle};
 use crate::sys::{
     Header, Message, MessageHeader, NO_DESCRIPTOR, RawDescriptor, Slice, Transmission,
 };
@@ -120,7 +118,6 @@ pub enum Request {
         /// Which direction.
         how: Shutdown,
     },
-    #[cfg(unix)]
     /// Receive one datagram into a buffer of the caller's. What does not fit is lost.
     #[doc(alias = "WSARecvMsg")]
     #[doc(alias = "WSARecvFrom")]
@@ -132,7 +129,6 @@ pub enum Request {
         /// Where to put what else there is to say of it.
         datagram: *mut Datagram,
     },
-    #[cfg(unix)]
     /// The same into a buffer of the port's pool for datagrams.
     ReceiveFromPooled {
         /// Start the next receive by itself when one completes: completions then carry
@@ -141,7 +137,6 @@ pub enum Request {
         /// As for `ReceiveFrom`.
         datagram: *mut Datagram,
     },
-    #[cfg(unix)]
     /// Send a buffer as one datagram, or as several.
     #[doc(alias = "WSASendMsg")]
     #[doc(alias = "WSASendTo")]
@@ -153,7 +148,6 @@ pub enum Request {
         /// To whom, and how.
         datagram: *mut Datagram,
     },
-    #[cfg(unix)]
     /// Receive what the network says of datagrams that were sent, again and again.
     ReceiveError {
         /// Where to put it.
@@ -290,7 +284,6 @@ pub(crate) enum Direction {
     In,
     /// The same, apart from `In`.
     Out,
-    #[cfg(unix)]
     /// The same, for what the network says of datagrams that were sent.
     Error,
     /// All reach the kernel at once, and are over in any order.
@@ -327,25 +320,21 @@ impl Request {
             | Self::Sync { .. }
             | Self::Allocate { .. }
             | Self::Truncate { .. } => Direction::Unordered,
-            #[cfg(unix)]
             Self::ReceiveFrom { .. } | Self::ReceiveFromPooled { .. } => Direction::In,
-            #[cfg(unix)]
             Self::SendTo { .. } => Direction::Out,
-            #[cfg(unix)]
             Self::ReceiveError { .. } => Direction::Error,
         }
     }
 
     /// Whether it takes a buffer of the pool.
     pub(crate) fn is_pooled(&self) -> bool {
-        match self {
+        matches!(
+            self,
             Self::ReceivePooled { .. }
-            | Self::ReadPooled { .. }
-            | Self::ReceiveMessage { pooled: true, .. } => true,
-            #[cfg(unix)]
-            Self::ReceiveFromPooled { .. } => true,
-            _ => false,
-        }
+                | Self::ReadPooled { .. }
+                | Self::ReceiveMessage { pooled: true, .. }
+                | Self::ReceiveFromPooled { .. }
+        )
     }
 
     #[cfg(unix)]
@@ -359,16 +348,13 @@ impl Request {
     pub(crate) fn repeats(&self) -> bool {
         match self {
             Self::ReceivePooled { repeat } | Self::Accept { repeat } => *repeat,
-            #[cfg(unix)]
             Self::ReceiveFromPooled { repeat, .. } => *repeat,
-            #[cfg(unix)]
             Self::ReceiveError { .. } => true,
             _ => false,
         }
     }
 
     /// Whether it is about a datagram of UDP.
-    #[cfg(unix)]
     pub(crate) fn is_datagram(&self) -> bool {
         matches!(
             self,
@@ -379,14 +365,7 @@ impl Request {
         )
     }
 
-    /// Whether it is about a datagram of UDP, which there is nothing for here.
-    #[cfg(not(unix))]
-    pub(crate) fn is_datagram(&self) -> bool {
-        false
-    }
-
     /// What a datagram is received or sent with.
-    #[cfg(unix)]
     pub(crate) fn datagram(&self) -> Option<*mut Datagram> {
         match *self {
             Self::ReceiveFrom { datagram, .. }

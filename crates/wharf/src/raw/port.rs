@@ -15,10 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-#[cfg(unix)]
-use super::Told;
 use super::{
-    Completion, Taking, Wait,
+    Completion, Taking, Told, Wait,
     dispatch::{Dispatch, Place},
     handle::{Handle, Outcome, Queues},
     operation::{NO_BUFFER, Operation, Request, State},
@@ -42,15 +40,12 @@ pub(crate) struct Setup {
     pub(crate) submissions: u32,
     pub(crate) pool_count: u16,
     pub(crate) pool_size: usize,
-    #[cfg(unix)]
     pub(crate) datagram_pool_count: u16,
-    #[cfg(unix)]
     pub(crate) datagram_pool_size: usize,
     pub(crate) queue_limit: u32,
     pub(crate) post_limit: usize,
     pub(crate) without_provided_buffers: bool,
     pub(crate) without_cooperative: bool,
-    #[cfg(unix)]
     pub(crate) without_offload: bool,
     pub(crate) watch: bool,
 }
@@ -164,13 +159,11 @@ impl Shared {
     }
 
     /// Whether datagrams are left to the kernel to cut, if it can.
-    #[cfg(unix)]
     pub(crate) fn offloads(&self) -> bool {
         !self.setup.without_offload && sys::cuts_datagrams()
     }
 
     /// How many bytes fit into a pooled buffer for datagrams.
-    #[cfg(unix)]
     pub(crate) fn datagram_room(&self) -> usize {
         self.setup.datagram_pool_size
     }
@@ -422,7 +415,6 @@ impl Shared {
             let pool = self.lane(op.lane).pool_of(op).clone();
             completion.buffer = Some(Pooled::new(pool, op.buffer, op.bytes));
         }
-        #[cfg(unix)]
         if op.request.is_datagram() {
             // SAFETY: in flight, nothing outstanding, and the lock is held.
             completion.told = unsafe { Told::of(op) };

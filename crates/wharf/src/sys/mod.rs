@@ -31,6 +31,7 @@
 //! | `own`, `attempt` | a descriptor that the system has given; an operation without waiting |
 //! | `kind_of`, `CANCELLED`, `FAILED` | the system's error codes |
 
+pub(crate) mod control;
 pub(crate) mod pool;
 
 cfg_select! {

@@ -27,7 +27,8 @@ pub struct Received {
     /// the DSCP.
     pub traffic_class: Option<u8>,
     /// How many bytes it has. More than the packet says were received: the rest did not fit into
-    /// the buffer, and is lost.
+    /// the buffer, and is lost. Windows does not tell how much that was: there it is one byte
+    /// more than what fitted.
     pub length: usize,
     /// See [`Self::datagrams`]. 0: it came alone.
     pub(crate) segment: u16,

@@ -102,7 +102,7 @@ where
     M: Send + 'static,
 {
     /// Makes a socket for datagrams with this address of its own; port 0: one that the system
-    /// chooses.
+    /// chooses. On `[::]` it has datagrams of IPv4, too, on Linux; on Windows only of IPv6.
     ///
     /// What has to be set before that (to share the address with other programs, for example) is
     /// set on a `socket2::Socket`, which is then associated.
@@ -126,7 +126,8 @@ where
 
     /// Makes a socket that receives what is sent to a group and a port, through this interface. It
     /// shares both with other sockets of this machine that are made like this (SO_REUSEADDR): all
-    /// of them receive every datagram.
+    /// of them receive every datagram. On Windows it receives what is sent to the port alone, too:
+    /// no socket is bound to a group there.
     ///
     /// # Errors
     ///
@@ -177,9 +178,8 @@ fn any(_: Kind) -> Result<()> {
 
 /// Whether it is a socket for datagrams of IP.
 fn check_socket(socket: &OwnedSocket) -> Result<()> {
-    let socket = SockRef::from(socket);
     let ip = |domain| domain == Domain::IPV4 || domain == Domain::IPV6;
-    match (socket.r#type(), socket.domain()) {
+    match (SockRef::from(socket).r#type(), sys::udp::domain(socket)) {
         (Ok(Type::DGRAM), Ok(domain)) if ip(domain) => Ok(()),
         _ => Err(Error::of(ErrorKind::InvalidInput, "associate")
             .with_remedy("this takes UDP sockets; for streams there is Port::associate")),
@@ -355,7 +355,7 @@ impl<K, M> UdpSocket<K, M> {
     ///
     /// # Errors
     ///
-    /// `Closed` or `QueueFull`.
+    /// `Closed` or `QueueFull`; `Unsupported` on Windows: receives and sends go on without.
     #[doc(alias = "IP_RECVERR")]
     #[doc(alias = "SIO_UDP_CONNRESET")]
     pub fn recv_errors(&self) -> Result<()> {

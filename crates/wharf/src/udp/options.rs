@@ -36,8 +36,7 @@ impl Interface {
     /// `InvalidInput` if there is none.
     pub fn named(name: &str) -> Result<Self> {
         udp::interface_named(name).map(Self).ok_or_else(|| {
-            Error::of(ErrorKind::InvalidInput, "interface")
-                .with_remedy("there is none of this name (ip link lists them)")
+            Error::of(ErrorKind::InvalidInput, "interface").with_remedy(udp::NO_SUCH_NAME)
         })
     }
 
@@ -224,7 +223,7 @@ impl<K, M> UdpSocket<K, M> {
     /// # Errors
     ///
     /// `InvalidInput` if the pool's buffers for datagrams are smaller than that; `Unsupported`
-    /// before Linux 5.0.
+    /// before Linux 5.0 and Windows 10 of 2004.
     #[doc(alias = "UDP_GRO")]
     #[doc(alias = "UDP_RECV_MAX_COALESCED_SIZE")]
     pub fn set_coalescing(&self, on: bool) -> Result<()> {
@@ -272,7 +271,7 @@ impl<K, M> UdpSocket<K, M> {
     ///
     /// # Errors
     ///
-    /// `Unsupported` before Linux 4.12.
+    /// `Unsupported` before Linux 4.12, and on Windows, which counts them for the machine only.
     #[doc(alias = "SO_MEMINFO")]
     #[doc(alias = "SO_RXQ_OVFL")]
     pub fn dropped(&self) -> Result<u32> {

@@ -23,5 +23,4 @@ mod stress;
 pub(crate) mod support;
 mod tcp;
 mod transmit;
-#[cfg(unix)]
 mod udp;

@@ -71,6 +71,43 @@ fn sort(port: &Port, count: usize) -> (Vec<Packet>, Vec<Packet>) {
     packets.partition(|packet| matches!(packet.op, Op::RecvFrom { .. }))
 }
 
+/// The loopback interface.
+fn loopback() -> Interface {
+    cfg_select! {
+        // Always the first.
+        windows => Interface::from_index(1),
+        _ => Interface::named("lo").expect("a loopback interface"),
+    }
+}
+
+/// How many datagrams the system has thrown away. None: it does not tell for a socket.
+#[track_caller]
+fn dropped(socket: &Socket) -> Option<u32> {
+    match socket.dropped() {
+        Err(error) if cfg!(windows) => {
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            None
+        }
+        dropped => Some(dropped.expect("a number")),
+    }
+}
+
+/// Listens for what the network says. False, and one line that says so: nothing does here.
+#[track_caller]
+fn hears_errors(socket: &Socket) -> bool {
+    match socket.recv_errors() {
+        Err(error) if cfg!(windows) => {
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!(error.to_string().contains("go on without"), "{error}");
+            false
+        }
+        started => {
+            started.expect("started");
+            true
+        }
+    }
+}
+
 // ---- Receiving and sending --------------------------------------------------------------------
 
 /// Would catch: a kind of buffer that is not filled or not sent, a sender that is not told, a
@@ -252,10 +289,9 @@ fn truncation_is_told_with_the_true_size() {
                 assert_eq!(packet.result, Ok(length.min(room)));
                 let bytes = packet.bytes;
                 let (buf, received) = datagram(packet);
-                assert_eq!(
-                    (received.length, received.is_truncated(bytes)),
-                    (length, length > room)
-                );
+                // Not every system tells how long it was.
+                let told = if cfg!(windows) { length.min(room + 1) } else { length };
+                assert_eq!((received.length, received.is_truncated(bytes)), (told, length > room));
                 assert_eq!(buf[..], pattern(0, length.min(room)));
                 // The rest is lost, and not the next one's.
                 assert!(poll(&port).is_none());
@@ -393,12 +429,12 @@ fn operations_end_early() {
         local().0.send_to(b"in time", address).unwrap();
         assert_eq!(&datagram(next(&port)).0[..], b"in time");
         // All at once, also those of the error queue.
-        socket.recv_errors().unwrap();
+        let errors = usize::from(hears_errors(&socket));
         for _ in 0..3 {
             socket.recv(size.vec()).unwrap();
         }
         socket.close();
-        for _ in 0..4 {
+        for _ in 0..3 + errors {
             assert!(next(&port).result.unwrap_err().is_cancelled());
         }
         let refused = socket.recv(size.vec()).unwrap_err();
@@ -409,7 +445,7 @@ fn operations_end_early() {
         for _ in 0..3 {
             other.recv(size.vec()).unwrap();
         }
-        other.recv_errors().unwrap();
+        hears_errors(&other);
         drop((other, socket, port));
         assert_eq!(size.alive(), 0);
     });
@@ -444,7 +480,7 @@ fn a_serial_socket_has_one_packet_out() {
         let (socket, address) = bound(&port);
         socket.set_serial(true);
         socket.recv_each().unwrap();
-        socket.recv_errors().unwrap();
+        hears_errors(&socket);
         let (client, to) = local();
         for number in 0..5u8 {
             client.send_to(&[number], address).unwrap();
@@ -523,7 +559,7 @@ fn workers_share_a_socket_and_each_datagram_is_counted_once() {
                 }
             });
             assert!(seen.iter().all(|seen| seen.load(Ordering::Relaxed) == 1));
-            assert_eq!(socket.dropped().unwrap(), 0);
+            assert_eq!(dropped(&socket).unwrap_or(0), 0);
         }
     });
 }
@@ -601,13 +637,25 @@ fn bad_input_is_refused_and_gives_its_buffer_back() {
         assert!(error.to_string().contains("set_broadcast"), "{error}");
         let six = SocketAddr::from((Ipv6Addr::LOCALHOST, 9));
         assert!(fails(six.into()).to_string().contains("family"));
-        fails(Envelope::to(to).interface(999_999));
-        fails(Envelope::to(to).source(Ipv4Addr::new(192, 0, 2, 1).into()));
-        assert!(!fails(Envelope::to(SocketAddr::from(([127, 0, 0, 1], 0)))).to_string().is_empty());
+        let name = "bad_input_is_refused_and_gives_its_buffer_back";
+        let reason = "in part: Wine sends without the marks, and binds to any address";
+        let lax = not_shown_by_wine(name, reason);
+        if !lax {
+            fails(Envelope::to(to).interface(999_999));
+            fails(Envelope::to(to).source(Ipv4Addr::new(192, 0, 2, 1).into()));
+        }
+        if cfg!(unix) {
+            // Windows sends it.
+            assert!(
+                !fails(Envelope::to(SocketAddr::from(([127, 0, 0, 1], 0)))).to_string().is_empty()
+            );
+        }
         // Sockets that are none, or taken.
         let kind = |result: wharf::Result<Socket>| result.map(drop).unwrap_err().kind();
         assert_eq!(kind(port.bind_udp(address, 1)), ErrorKind::AddressInUse);
-        assert_eq!(kind(port.bind_udp("192.0.2.1:0", 1)), ErrorKind::AddressNotAvailable);
+        if !lax {
+            assert_eq!(kind(port.bind_udp("192.0.2.1:0", 1)), ErrorKind::AddressNotAvailable);
+        }
         assert_eq!(kind(port.bind_udp("nonsense", 1)), ErrorKind::InvalidInput);
         let refused = port.associate_udp(sockets().0, 1).unwrap_err();
         assert_eq!(refused.error.kind(), ErrorKind::InvalidInput);
@@ -641,16 +689,17 @@ fn bad_groups_are_refused() {
         assert_eq!(refused(socket.join(one, any), "224.0.0.0"), ErrorKind::InvalidInput);
         let six = IpAddr::from(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 9));
         assert_eq!(refused(socket.join(six, any), "family"), ErrorKind::InvalidInput);
-        refused(socket.join(group, nowhere), "ip link");
+        let list = if cfg!(windows) { "ipconfig" } else { "ip link" };
+        refused(socket.join(group, nowhere), list);
         refused(socket.join_source(one, group, nowhere), "");
         refused(socket.set_multicast_interface(nowhere), "");
-        refused(socket.leave(group, Interface::named("lo").unwrap()), "leave only what was joined");
+        refused(socket.leave(group, loopback()), "leave only what was joined");
         assert!(Interface::named("no such one").is_err());
         assert!(Interface::named("with\0zero").is_err());
         let address = SocketAddr::new(one, 0);
         assert!(port.bind_multicast(address, any, 1).is_err());
         assert!(port.bind_multicast(SocketAddr::new(group, 0), nowhere, 1).is_err());
-        let lo = Interface::named("lo").unwrap();
+        let lo = loopback();
         socket.join(group, lo).unwrap();
         assert_eq!(refused(socket.join(group, lo), "already"), ErrorKind::AddressInUse);
         socket.leave(group, lo).unwrap();
@@ -665,7 +714,7 @@ fn a_flood_is_counted_and_bounded() {
         let port = build(crate::builder().concurrency(1).datagram_pool(8, 2048));
         let (socket, address) = bound(&port);
         socket.set_recv_buffer(8192).unwrap();
-        assert_eq!(socket.dropped().unwrap(), 0);
+        assert_eq!(dropped(&socket).unwrap_or(0), 0);
         let (client, _) = local();
         socket.recv_each().unwrap();
         for number in 0..1000u32 {
@@ -680,9 +729,8 @@ fn a_flood_is_counted_and_bounded() {
             last = Some(number);
             got += 1;
         }
-        let dropped = socket.dropped().unwrap();
-        assert!(dropped > 0);
-        assert_eq!(got + dropped, 1000);
+        assert!(got < 1000);
+        assert_eq!(dropped(&socket).unwrap_or(1000 - got), 1000 - got);
         client.send_to(b"afterwards", address).unwrap();
         assert_eq!(&datagram(next(&port)).0[..], b"afterwards");
     });
@@ -703,6 +751,8 @@ fn icmp_errors_do_not_end_receives() {
     run(|| {
         let port = port(1);
         let (client, to) = local();
+        let reason = "in part: Wine wakes no receive after that";
+        let deaf = not_shown_by_wine("icmp_errors_do_not_end_receives", reason);
         // A connected socket is told; the peer comes and goes.
         let (socket, address) = bound(&port);
         let nobody = nobody();
@@ -715,7 +765,14 @@ fn icmp_errors_do_not_end_receives() {
             assert!(poll(&port).is_none());
         }
         socket.connect(to).unwrap();
+        if deaf {
+            assert_eq!(socket.cancel_all(), 1);
+            assert!(next(&port).result.unwrap_err().is_cancelled());
+        }
         client.send_to(b"I am", address).unwrap();
+        if deaf {
+            socket.recv_each().unwrap();
+        }
         assert_eq!(&datagram(next(&port)).0[..], b"I am");
         // Single receives, several of them.
         let (socket, address) = bound(&port);
@@ -729,8 +786,17 @@ fn icmp_errors_do_not_end_receives() {
         }
         assert!(poll(&port).is_none());
         socket.connect(to).unwrap();
+        if deaf {
+            assert_eq!(socket.cancel_all(), 3);
+            for _ in 0..3 {
+                assert!(next(&port).result.unwrap_err().is_cancelled());
+            }
+        }
         for text in [b"one", b"two", b"thr"] {
             client.send_to(text, address).unwrap();
+            if deaf {
+                socket.recv(vec![0; 9]).unwrap();
+            }
             assert_eq!(&datagram(next(&port)).0[..], text);
         }
     });
@@ -743,6 +809,10 @@ fn icmp_errors_are_told_to_who_asks() {
         let port = port(1);
         let (socket, address) = bound(&port);
         let nobody = nobody();
+        if cfg!(windows) {
+            assert!(!hears_errors(&socket));
+            return skip("icmp_errors_are_told_to_who_asks", "not there on Windows");
+        }
         let id = socket.start().context(Token::from(3)).recv_errors().unwrap();
         socket.recv_each().unwrap();
         for round in 0..3 {
@@ -788,6 +858,7 @@ fn icmp_errors_are_told_to_who_asks() {
 }
 
 /// Would catch: a worker that turns round and round because of errors that nobody takes.
+#[cfg(unix)]
 #[test]
 fn an_error_queue_that_nobody_reads_does_no_harm() {
     run(|| {
@@ -852,21 +923,29 @@ fn a_connected_socket_has_one_peer() {
 fn what_is_in_the_header_is_told() {
     run(|| {
         let port = port(1);
-        let lo = Interface::named("lo").unwrap().index();
-        for (own, to) in
-            [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1"), ("[::]:0", "::ffff:127.0.0.1")]
-        {
+        let lo = loopback().index();
+        let mut cases = vec![("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1")];
+        if !cfg!(windows) {
+            // There, a socket of IPv6 receives nothing of IPv4 unless it is told to.
+            cases.push(("[::]:0", "::ffff:127.0.0.1"));
+        }
+        for (own, to) in cases {
             let socket = port.bind_udp(own, 1).unwrap();
             let to = SocketAddr::new(to.parse().unwrap(), socket.local_addr().unwrap().port());
             let (client, _) =
                 peer(if to.ip().to_canonical().is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" });
             let client_to = SocketAddr::new(to.ip().to_canonical(), to.port());
             let sock = SockRef::from(&client);
+            // Windows lets nobody set it so.
+            let classes = cfg!(unix) || is_wine() && client_to.is_ipv4();
             if client_to.is_ipv4() {
                 sock.set_ttl_v4(33).unwrap();
-                sock.set_tos_v4(0xb8 | 2).unwrap();
+                if classes {
+                    sock.set_tos_v4(0xb8 | 2).unwrap();
+                }
             } else {
                 sock.set_unicast_hops_v6(33).unwrap();
+                #[cfg(unix)]
                 sock.set_tclass_v6(0xb8 | 2).unwrap();
             }
             let ask = || {
@@ -884,8 +963,9 @@ fn what_is_in_the_header_is_told() {
             socket.set_recv_hop_limit(true).unwrap();
             socket.set_recv_traffic_class(true).unwrap();
             let told = ask();
-            assert_eq!((told.hop_limit, told.traffic_class), (Some(33), Some(0xba)), "{own}");
-            assert_eq!(told.ecn(), Some(Ecn::Ect0), "{own}");
+            let (class, ecn) = if classes { (0xba, Ecn::Ect0) } else { (0, Ecn::NotEct) };
+            assert_eq!((told.hop_limit, told.traffic_class), (Some(33), Some(class)), "{own}");
+            assert_eq!(told.ecn(), Some(ecn), "{own}");
             socket.set_packet_info(false).unwrap();
             assert_eq!(ask().to, None, "{own}");
         }
@@ -898,7 +978,9 @@ fn what_is_in_the_header_is_told() {
 fn an_envelope_sets_what_is_in_the_header() {
     run(|| {
         let port = port(1);
-        let lo = Interface::named("lo").unwrap();
+        let lo = loopback();
+        let reason = "in part: Wine sends without the marks";
+        let unmarked = not_shown_by_wine("an_envelope_sets_what_is_in_the_header", reason);
         for (own, other) in [
             ("127.0.0.1:0", "127.0.0.1:0"),
             ("0.0.0.0:0", "127.0.0.1:0"),
@@ -920,19 +1002,27 @@ fn an_envelope_sets_what_is_in_the_header() {
                 received
             };
             let plain = send(to.into());
-            assert_eq!((plain.hop_limit, plain.ecn()), (Some(64), Some(Ecn::NotEct)), "{own}");
-            let envelope = Envelope::to(to).hop_limit(9).ecn(Ecn::Ect1).interface(lo.index());
-            let marked = send(envelope.source(to.ip()));
-            assert_eq!((marked.hop_limit, marked.ecn()), (Some(9), Some(Ecn::Ect1)), "{own}");
-            assert_eq!(marked.from.ip(), to.ip(), "{own}");
-            assert_eq!(send(to.into()), plain, "{own}");
-            assert_eq!(send(Envelope::to(to).traffic_class(0xb9)).traffic_class, Some(0xb9));
+            let hops = if cfg!(windows) && !is_wine() { 128 } else { 64 };
+            assert_eq!((plain.hop_limit, plain.ecn()), (Some(hops), Some(Ecn::NotEct)), "{own}");
+            if !unmarked {
+                let envelope = Envelope::to(to).hop_limit(9).ecn(Ecn::Ect1).interface(lo.index());
+                let marked = send(envelope.source(to.ip()));
+                assert_eq!((marked.hop_limit, marked.ecn()), (Some(9), Some(Ecn::Ect1)), "{own}");
+                assert_eq!(marked.from.ip(), to.ip(), "{own}");
+                assert_eq!(send(to.into()), plain, "{own}");
+                assert_eq!(send(Envelope::to(to).traffic_class(0xb9)).traffic_class, Some(0xb9));
+            }
             // Connected, it is the socket that says where to.
             socket.connect(to).unwrap();
-            let marked = send(Envelope::connected().hop_limit(7).ecn(Ecn::Ce));
-            assert_eq!((marked.hop_limit, marked.ecn()), (Some(7), Some(Ecn::Ce)), "{own}");
+            if !unmarked {
+                let marked = send(Envelope::connected().hop_limit(7).ecn(Ecn::Ce));
+                assert_eq!((marked.hop_limit, marked.ecn()), (Some(7), Some(Ecn::Ce)), "{own}");
+            }
             socket.set_hop_limit(5).unwrap();
             assert_eq!(send(Envelope::connected()).hop_limit, Some(5), "{own}");
+        }
+        if unmarked {
+            return;
         }
         // An answer comes from where the question went to.
         let server = port.bind_udp("0.0.0.0:0", 3).unwrap();
@@ -1008,7 +1098,7 @@ fn datagrams_may_come_several_at_once() {
 
         if let Err(error) = socket.set_coalescing(true) {
             assert_eq!(error.kind(), ErrorKind::Unsupported);
-            return skip("datagrams_may_come_several_at_once", "no UDP_GRO");
+            return skip("datagrams_may_come_several_at_once", "the system does not join them");
         }
         let refused = socket.recv(vec![0; 65_534]).unwrap_err();
         assert_eq!(refused.error.kind(), ErrorKind::InvalidInput);
@@ -1052,7 +1142,7 @@ fn datagrams_may_come_several_at_once() {
 fn groups_are_joined_and_left() {
     run(|| {
         let port = port(1);
-        let lo = Interface::named("lo").unwrap();
+        let lo = loopback();
         let [group, other] = [[239, 77, 1, 1], [239, 77, 1, 2]].map(IpAddr::from);
         let socket = port.bind_udp("0.0.0.0:0", 1).unwrap();
         let number = socket.local_addr().unwrap().port();
@@ -1062,8 +1152,11 @@ fn groups_are_joined_and_left() {
         socket.set_recv_hop_limit(true).unwrap();
         socket.set_packet_info(true).unwrap();
         // Somebody else of this machine has joined the other one.
-        let stranger = port.bind_udp("0.0.0.0:0", 3).unwrap();
-        stranger.join(other, lo).unwrap();
+        let reason = "in part: in Wine a socket hears what others have joined";
+        if !not_shown_by_wine("groups_are_joined_and_left", reason) {
+            let stranger = port.bind_udp("0.0.0.0:0", 3).unwrap();
+            stranger.join(other, lo).unwrap();
+        }
         socket.recv_each().unwrap();
         let send = |to| {
             let to = SocketAddr::new(to, number);
@@ -1092,7 +1185,7 @@ fn groups_are_joined_and_left() {
 fn sockets_share_a_group_and_its_port() {
     run(|| {
         let port = port(1);
-        let lo = Interface::named("lo").unwrap();
+        let lo = loopback();
         let group = SocketAddr::from(([239, 77, 2, 1], 0));
         let first = port.bind_multicast(group, lo, 1).unwrap();
         let to = SocketAddr::new(group.ip(), first.local_addr().unwrap().port());
@@ -1101,8 +1194,11 @@ fn sockets_share_a_group_and_its_port() {
         sender.set_multicast_interface(lo).unwrap();
         first.recv_each().unwrap();
         second.recv_each().unwrap();
-        let alone = SocketAddr::new(address.ip(), to.port());
-        sender.start().silent().send_to("not to the group", alone).unwrap();
+        if cfg!(unix) {
+            // On Windows this comes: no socket is bound to a group there.
+            let alone = SocketAddr::new(address.ip(), to.port());
+            sender.start().silent().send_to("not to the group", alone).unwrap();
+        }
         sender.start().silent().send_to("to the group", to).unwrap();
         let mut keys = HashSet::new();
         for _ in 0..2 {
@@ -1118,9 +1214,13 @@ fn sockets_share_a_group_and_its_port() {
 /// Would catch: a source that is not joined, or another one that comes too.
 #[test]
 fn groups_are_joined_for_one_source() {
+    let reason = "Wine takes the source for the interface";
+    if not_shown_by_wine("groups_are_joined_for_one_source", reason) {
+        return;
+    }
     run(|| {
         let port = port(1);
-        let lo = Interface::named("lo").unwrap();
+        let lo = loopback();
         let group = IpAddr::from(Ipv4Addr::new(232, 77, 1, 1));
         let [wanted, other] = [[127, 0, 0, 2], [127, 0, 0, 3]].map(IpAddr::from);
         let socket = port.bind_udp("0.0.0.0:0", 1).unwrap();

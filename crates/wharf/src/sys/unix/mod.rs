@@ -101,6 +101,11 @@ pub(crate) fn raw(descriptor: &OwnedDescriptor) -> RawDescriptor {
     descriptor.as_raw_fd()
 }
 
+/// A descriptor of a socket, to set options.
+pub(crate) fn socket(descriptor: &OwnedDescriptor) -> SockRef<'_> {
+    SockRef::from(descriptor)
+}
+
 /// Takes a socket that the system has given.
 ///
 /// # Safety

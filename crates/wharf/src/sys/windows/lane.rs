@@ -25,6 +25,7 @@ use super::{
     socket::{self, Accepting},
     timers::{self, Timer},
     transmit::{Next, Transmission},
+    udp,
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -122,6 +123,7 @@ enum Begun {
 pub(crate) struct Lane {
     port: Arc<CompletionPort>,
     pool: Arc<Pool>,
+    datagrams: Arc<Pool>,
 }
 
 /// What a worker takes from the port about an operation.
@@ -169,21 +171,18 @@ impl Event {
 impl Lane {
     pub(crate) fn new(port: &Arc<CompletionPort>, setup: &Setup) -> io::Result<Self> {
         let pool = Pool::new(setup.pool_count, setup.pool_size, None)?;
-        Ok(Self { port: port.clone(), pool: Arc::new(pool) })
-    }
-
-    pub(crate) fn pool(&self) -> &Arc<Pool> {
-        &self.pool
+        let datagrams = Pool::new(setup.datagram_pool_count, setup.datagram_pool_size, None)?;
+        Ok(Self { port: port.clone(), pool: Arc::new(pool), datagrams: Arc::new(datagrams) })
     }
 
     /// Those that an operation takes, or has taken.
-    pub(crate) fn pool_of(&self, _operation: &Operation) -> &Arc<Pool> {
-        &self.pool
+    pub(crate) fn pool_of(&self, operation: &Operation) -> &Arc<Pool> {
+        if operation.request.is_datagram() { &self.datagrams } else { &self.pool }
     }
 
     /// All from which operations take buffers.
-    pub(crate) fn pools(&self) -> [&Arc<Pool>; 1] {
-        [&self.pool]
+    pub(crate) fn pools(&self) -> [&Arc<Pool>; 2] {
+        [&self.pool, &self.datagrams]
     }
 
     /// Tries to do the next step of an operation on a socket for datagrams at once: nothing does
@@ -216,12 +215,14 @@ impl Lane {
                 _ => failed,
             }
         })?;
-        if let OwnedDescriptor::Socket(socket) = descriptor
-            && let Err(error) = socket::prepare(socket)
-        {
-            log::debug!("a socket is used as it is: {error}");
+        let mut registration = Registration::default();
+        if let OwnedDescriptor::Socket(socket) = descriptor {
+            match socket::prepare(socket) {
+                Ok(datagrams) => registration.datagrams = datagrams,
+                Err(error) => log::debug!("a socket is used as it is: {error}"),
+            }
         }
-        Ok(Registration::default())
+        Ok(registration)
     }
 
     /// Lets the descriptor of a handle go that is about to be closed.
@@ -261,6 +262,8 @@ impl Lane {
         let Err(error) = self.port.post(0, key::RESULT, operation) else { return Ok(()) };
         op.system.outstanding -= 1;
         op.flags.requested = false;
+        op.bytes = 0;
+        self.release_empty(op);
         self.stop_clock(op);
         // A deadline that has passed meanwhile brings a packet: what the result is worth is seen
         // then.
@@ -290,6 +293,9 @@ impl Lane {
                     if (*op.handle).registration().ended.load(Ordering::Relaxed) =>
                 {
                     return self.receive_rest(op);
+                }
+                Request::Readable if (*op.handle).registration().datagrams => {
+                    socket::wait_for_datagram(socket, flags, overlapped)?;
                 }
                 Request::Receive { length: 0, .. }
                 | Request::Readable
@@ -335,6 +341,27 @@ impl Lane {
                 }
                 Request::SendMessage { message } => {
                     socket::send_to(socket, message, overlapped)?;
+                }
+                Request::ReceiveFrom { buffer, length, datagram } => {
+                    let header = &raw mut (*datagram).system;
+                    udp::receive(socket, header, buffer, length, overlapped)?;
+                }
+                Request::ReceiveFromPooled { datagram, .. } => {
+                    if op.buffer == NO_BUFFER {
+                        // Without one, it waits for one when this is evaluated.
+                        let Some(id) = self.datagrams.take() else { return Ok(Begun::Over(0)) };
+                        op.buffer = u32::from(id);
+                    }
+                    let buffer = self.datagrams.address(u16::try_from(op.buffer).unwrap_or(0));
+                    let header = &raw mut (*datagram).system;
+                    udp::receive(socket, header, buffer, self.datagrams.size(), overlapped)?;
+                }
+                Request::SendTo { buffer, length, datagram } => {
+                    let (rest, left) = (buffer.add(op.bytes), length - op.bytes);
+                    udp::send(socket, &raw mut (*datagram).system, rest, left, overlapped)?;
+                }
+                Request::ReceiveError { .. } => {
+                    return Err(io::Error::from_raw_os_error(ws::WSAEOPNOTSUPP));
                 }
                 Request::Shutdown { how } => {
                     end(op, how)?;
@@ -580,10 +607,12 @@ impl Lane {
                 op.bytes += done;
                 if done > 0 && op.bytes < length { go_on(op) } else { Step::Finish }
             }
-            Request::ReadPooled { .. } | Request::ReceiveMessage { pooled: true, .. }
+            Request::ReadPooled { .. }
+            | Request::ReceiveMessage { pooled: true, .. }
+            | Request::ReceiveFromPooled { .. }
                 if op.buffer == NO_BUFFER =>
             {
-                let Some(id) = self.pool.take() else { return Step::Starve };
+                let Some(id) = self.pool_of(op).take() else { return Step::Starve };
                 op.buffer = u32::from(id);
                 Step::Again
             }
@@ -601,6 +630,17 @@ impl Lane {
             Request::SendMessage { .. } => {
                 op.bytes = done;
                 Step::Finish
+            }
+            Request::ReceiveFrom { datagram, .. }
+            | Request::ReceiveFromPooled { datagram, .. } => {
+                op.bytes = done;
+                // SAFETY: the datagram lives as long as the operation, and its call is over.
+                unsafe { (*datagram).system.came(done, false) };
+                Step::Finish
+            }
+            Request::SendTo { length, .. } => {
+                op.bytes += done;
+                if op.bytes < length { go_on(op) } else { Step::Finish }
             }
             Request::Transmit { transmission } => {
                 op.bytes += done;
@@ -623,6 +663,7 @@ impl Lane {
                 if unsafe { (*gather).advance(done) } { go_on(op) } else { Step::Finish }
             }
             Request::Readable
+            | Request::ReceiveError { .. }
             | Request::Shutdown { .. }
             | Request::Sync { .. }
             | Request::Allocate { .. }
@@ -660,7 +701,7 @@ impl Lane {
         if op.bytes == 0
             && let Ok(id) = u16::try_from(op.buffer)
         {
-            self.pool.give_back(id);
+            self.pool_of(op).give_back(id);
             op.buffer = NO_BUFFER;
         }
     }
@@ -674,6 +715,19 @@ impl Lane {
             // SAFETY: the message lives as long as the operation.
             unsafe { (*message).truncated = true };
             return Step::Finish;
+        }
+        if code == ws::WSAEMSGSIZE {
+            match op.request {
+                // There is one, which is still there.
+                Request::Readable => return Step::Finish,
+                Request::ReceiveFrom { datagram, .. }
+                | Request::ReceiveFromPooled { datagram, .. } => {
+                    // SAFETY: the datagram lives as long as the operation, and its call is over.
+                    unsafe { (*datagram).system.came(op.bytes, true) };
+                    return Step::Finish;
+                }
+                _ => {}
+            }
         }
         if op.request.is_pooled() {
             self.release_empty(op);
@@ -698,6 +752,32 @@ impl Lane {
                 }
                 op.flags.pausing = true;
                 Step::Again
+            }
+            // The socket tells what an earlier datagram has met; this one has not come, or has not
+            // been sent.
+            _ if udp::is_of_an_earlier_send(code)
+                && match op.request {
+                    Request::ReceiveFrom { .. } | Request::ReceiveFromPooled { .. } => true,
+                    // SAFETY: the datagram lives as long as the operation, and its call is over.
+                    Request::SendTo { datagram, .. } => unsafe {
+                        (*datagram).system.may_try_again()
+                    },
+                    _ => false,
+                } =>
+            {
+                go_on(op)
+            }
+            // What sends cannot be given several datagrams at once.
+            ws::WSAEINVAL | ws::WSAEMSGSIZE | ws::WSAEOPNOTSUPP
+                if let Request::SendTo { datagram, .. } = op.request
+                    // SAFETY: nothing is outstanding, so nobody else uses the datagram, which lives
+                    // as long as the operation; its handle does, too.
+                    && unsafe {
+                        (*op.handle).refuse_offload(code == ws::WSAEOPNOTSUPP);
+                        (*datagram).system.give_up_offload()
+                    } =>
+            {
+                go_on(op)
             }
             // What went wrong with a connection that nobody has seen yet.
             ws::WSAECONNRESET | ws::WSAECONNABORTED | NETNAME_DELETED if accepting => go_on(op),

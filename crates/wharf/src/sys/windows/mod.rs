@@ -11,6 +11,7 @@ mod probe;
 mod socket;
 mod timers;
 mod transmit;
+pub(crate) mod udp;
 
 use std::{
     io,
@@ -32,10 +33,9 @@ pub(crate) use self::{
     memory::Mapping,
     port::CompletionPort,
     probe::probe,
+    udp::{DatagramHeader, cuts_datagrams, is_ipv6},
 };
-use crate::{
-    error::{Error, ErrorKind},
-};
+use crate::error::{Error, ErrorKind};
 
 /// What a cancelled operation fails with.
 pub(crate) const CANCELLED: i32 = win::ERROR_OPERATION_ABORTED.cast_signed();
@@ -72,6 +72,14 @@ impl ForkGuard {
     }
 }
 
+/// A descriptor of a socket, to set options.
+pub(crate) fn socket(descriptor: &OwnedDescriptor) -> SockRef<'_> {
+    match descriptor {
+        OwnedDescriptor::Socket(socket) => SockRef::from(socket),
+        OwnedDescriptor::File(_) => unreachable!("asked of handles for sockets only"),
+    }
+}
+
 /// Takes a socket that the system has given.
 ///
 /// # Safety
@@ -103,6 +111,8 @@ pub(crate) fn claim_address(socket: &Socket) -> io::Result<()> {
 pub(crate) struct Registration {
     /// Its receiving direction was ended: receives take what has arrived, and wait for no more.
     pub(crate) ended: AtomicBool,
+    /// It is a socket for datagrams.
+    pub(crate) datagrams: bool,
 }
 
 /// That a descriptor belongs to one port is known to the kernel.
@@ -221,7 +231,7 @@ pub(crate) fn kind_of(code: i32) -> ErrorKind {
         ws::WSAEADDRINUSE => ErrorKind::AddressInUse,
         ws::WSAEADDRNOTAVAIL => ErrorKind::AddressNotAvailable,
         ws::WSAEACCES => ErrorKind::PermissionDenied,
-        ws::WSAEOPNOTSUPP | ws::WSAEAFNOSUPPORT | ws::WSAEPROTONOSUPPORT => {
+        ws::WSAEOPNOTSUPP | ws::WSAENOPROTOOPT | ws::WSAEAFNOSUPPORT | ws::WSAEPROTONOSUPPORT => {
             ErrorKind::Unsupported
         }
         _ => ErrorKind::Other,

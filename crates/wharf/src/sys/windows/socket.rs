@@ -52,14 +52,16 @@ struct Extensions {
     accept: AcceptEx,
     connect: ConnectEx,
     transmit: TransmitFile,
+    receive_message: ReceiveMessage,
 }
 
 type AcceptEx = <ws::LPFN_ACCEPTEX as Inner>::Function;
 type ConnectEx = <ws::LPFN_CONNECTEX as Inner>::Function;
 type TransmitFile = <ws::LPFN_TRANSMITFILE as Inner>::Function;
+pub(super) type ReceiveMessage = <ws::LPFN_WSARECVMSG as Inner>::Function;
 
 /// The type inside of an option.
-trait Inner {
+pub(super) trait Inner {
     type Function;
 }
 
@@ -98,16 +100,20 @@ pub(crate) fn slice(bytes: *mut u8, length: usize) -> ws::WSABUF {
 }
 
 /// Prepares a socket to be used by a port: what is not overlapped must not wait, and where the
-/// provider's sockets are handles of the kernel's, no event needs to be set for them.
-pub(crate) fn prepare(socket: &OwnedSocket) -> io::Result<()> {
+/// provider's sockets are handles of the kernel's, no event needs to be set for them. Returns
+/// whether it is one for datagrams.
+pub(crate) fn prepare(socket: &OwnedSocket) -> io::Result<bool> {
     let socket = socket.as_socket();
     socket2::SockRef::from(&socket).set_nonblocking(true)?;
     let protocol = protocol(socket)?;
     let connected = socket2::SockRef::from(&socket).peer_addr().is_ok();
-    if protocol.iSocketType == ws::SOCK_DGRAM && !connected {
+    let datagrams = protocol.iSocketType == ws::SOCK_DGRAM;
+    if datagrams && !connected {
         // What an ICMP message says of one of many peers is nothing that the next receive should
         // fail with.
         control(socket, ws::SIO_UDP_CONNRESET, &0u32)?;
+        // Nor what it says of routers that were too many; which older systems do not ask about.
+        let _ = control(socket, ws::SIO_UDP_NETRESET, &0u32);
     }
     if protocol.dwServiceFlags1 & ws::XP1_IFS_HANDLES != 0 {
         #[expect(clippy::cast_possible_truncation, reason = "it is 2")]
@@ -115,11 +121,16 @@ pub(crate) fn prepare(socket: &OwnedSocket) -> io::Result<()> {
         // SAFETY: an open handle. It only saves time: a refusal changes nothing.
         unsafe { SetFileCompletionNotificationModes(raw(socket) as HANDLE, mode) };
     }
-    Ok(())
+    Ok(datagrams)
+}
+
+/// The call that receives a datagram with all that is known of it.
+pub(super) fn receive_message() -> io::Result<ReceiveMessage> {
+    Ok(Extensions::get()?.receive_message)
 }
 
 /// What kind of socket it is.
-fn protocol(socket: BorrowedSocket<'_>) -> io::Result<ws::WSAPROTOCOL_INFOW> {
+pub(super) fn protocol(socket: BorrowedSocket<'_>) -> io::Result<ws::WSAPROTOCOL_INFOW> {
     // SAFETY: plain numbers, for which zero is a value.
     let mut info: ws::WSAPROTOCOL_INFOW = unsafe { mem::zeroed() };
     let mut length = size_of_val(&info) as i32;
@@ -153,6 +164,25 @@ pub(crate) unsafe fn receive(
         ws::WSARecv(raw(socket), &raw const buffer, 1, ptr::null_mut(), flags, overlapped, None)
     };
     begun(result == 0)
+}
+
+/// Starts to wait until there is a datagram, which is left where it is.
+///
+/// # Safety
+///
+/// The flags and the overlapped structure stay where they are, untouched, until the packet.
+pub(crate) unsafe fn wait_for_datagram(
+    socket: BorrowedSocket<'_>,
+    flags: *mut u32,
+    overlapped: *mut OVERLAPPED,
+) -> io::Result<()> {
+    let nothing = slice(ptr::null_mut(), 0);
+    // SAFETY: the caller's promise; Winsock copies the description of the buffer.
+    let result = unsafe {
+        *flags = ws::MSG_PEEK.cast_unsigned();
+        ws::WSARecv(raw(socket), &raw const nothing, 1, ptr::null_mut(), flags, overlapped, None)
+    };
+    begun_unless_too_long(result == 0, Way::In)
 }
 
 /// Receives what is there.
@@ -232,7 +262,7 @@ pub(crate) unsafe fn receive_from(
 
 /// Which way a datagram goes.
 #[derive(Clone, Copy, Debug)]
-enum Way {
+pub(super) enum Way {
     In,
     Out,
 }
@@ -240,7 +270,7 @@ enum Way {
 /// The same as `begun` for datagrams. A call that says at once that one was too long has failed, so
 /// that no packet should come; for a kernel it may also be a success with a warning, of which one
 /// comes. Nobody documents which: it is tried once, on a socket that is thrown away.
-fn begun_unless_too_long(accepted: bool, way: Way) -> io::Result<()> {
+pub(super) fn begun_unless_too_long(accepted: bool, way: Way) -> io::Result<()> {
     static FOUND: [OnceLock<bool>; 2] = [const { OnceLock::new() }; 2];
     match begun(accepted) {
         Err(error) if error.raw_os_error() == Some(ws::WSAEMSGSIZE) => {
@@ -460,15 +490,23 @@ pub(crate) fn finish_connect(socket: BorrowedSocket<'_>) -> io::Result<()> {
 }
 
 /// Sets an option.
-pub(crate) fn set<T>(socket: &impl AsRawSocket, option: i32, value: Option<&T>) -> io::Result<()> {
+pub(crate) fn set<T>(socket: &impl AsSocket, option: i32, value: Option<&T>) -> io::Result<()> {
+    set_at(socket.as_socket(), ws::SOL_SOCKET, option, value)
+}
+
+/// Sets an option of one of the protocols.
+pub(super) fn set_at<T>(
+    socket: BorrowedSocket<'_>,
+    level: i32,
+    option: i32,
+    value: Option<&T>,
+) -> io::Result<()> {
     let (at, length) = match value {
         Some(value) => (ptr::from_ref(value).cast(), size_of::<T>() as i32),
         None => (ptr::null(), 0),
     };
     // SAFETY: the value lives across the call.
-    let result = unsafe {
-        ws::setsockopt(socket.as_raw_socket() as _, ws::SOL_SOCKET, option, at, length)
-    };
+    let result = unsafe { ws::setsockopt(raw(socket), level, option, at, length) };
     if result == 0 { Ok(()) } else { Err(last_error()) }
 }
 
@@ -532,12 +570,14 @@ impl Extensions {
         }
         // Through a socket that is thrown away: looking must not change anybody's.
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        let datagrams = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
         // SAFETY: these are the types of the functions that go by these names.
         let found = unsafe {
             Self {
                 accept: extension::<AcceptEx>(&socket, ws::WSAID_ACCEPTEX)?,
                 connect: extension::<ConnectEx>(&socket, ws::WSAID_CONNECTEX)?,
                 transmit: extension::<TransmitFile>(&socket, ws::WSAID_TRANSMITFILE)?,
+                receive_message: extension::<ReceiveMessage>(&datagrams, ws::WSAID_WSARECVMSG)?,
             }
         };
         Ok(FOUND.get_or_init(|| found))

@@ -5,9 +5,9 @@ use std::{io, net::SocketAddr, ptr, sync::OnceLock};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
-use super::control::{ADDRESS_ROOM, Facts, ROOM, Writer, read_address, write_address};
 use crate::{
     error::Error,
+    sys::control::{ADDRESS_ROOM, Facts, ROOM, Writer, read_address, write_address},
     udp::{Envelope, IcmpError, Received},
 };
 

@@ -1,7 +1,6 @@
 //! What UDP needs from a Unix: the calls that receive and send ([`transfer`]), what they are given
-//! ([`header`], [`control`]), and here the options that `socket2` does not know.
+//! ([`header`]), and here the options that `socket2` does not know.
 
-pub(crate) mod control;
 mod header;
 mod transfer;
 
@@ -15,6 +14,7 @@ use std::{
 
 use socket2::{Domain, InterfaceIndexOrAddress, SockAddr, SockRef, Socket};
 
+pub(crate) use crate::sys::control;
 use self::control::{ADDRESS_ROOM, write_address};
 pub(super) use self::transfer::{call, came};
 pub(crate) use self::{
@@ -39,6 +39,14 @@ unsafe fn set_to<T>(socket: &impl AsFd, level: i32, option: i32, value: &T) -> i
         libc::setsockopt(fd, level, option, (&raw const *value).cast(), length)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What to do where no interface has a name.
+pub(crate) const NO_SUCH_NAME: &str = "there is none of this name (ip link lists them)";
+
+/// The family of a socket.
+pub(crate) fn domain(socket: &impl AsFd) -> io::Result<Domain> {
+    SockRef::from(socket).domain()
 }
 
 /// Whether a socket has datagrams of IPv6 and of IPv4. One of IPv6 may have both.

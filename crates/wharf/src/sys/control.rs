@@ -2,9 +2,27 @@
 //!
 //! Bytes in, values out, and the other way round: nothing here trusts what it reads, and none of
 //! it needs `unsafe`. The layout is the kernel's (`struct cmsghdr` with a `size_t` for its length,
-//! everything aligned to a `long`), whatever the C library says.
+//! everything aligned to a `long`), whatever the C library says. That of Windows (WSACMSGHDR) is
+//! the same.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+
+cfg_select! {
+    windows => {
+        use windows_sys::Win32::Networking::WinSock as names;
+
+        const AF_INET: u16 = names::AF_INET;
+        const AF_INET6: u16 = names::AF_INET6;
+    }
+    _ => {
+        use libc as names;
+
+        #[expect(clippy::cast_possible_truncation, reason = "a family has 16 bits")]
+        const AF_INET: u16 = names::AF_INET as u16;
+        #[expect(clippy::cast_possible_truncation, reason = "a family has 16 bits")]
+        const AF_INET6: u16 = names::AF_INET6 as u16;
+    }
+}
 
 /// Room for every control message that is ever asked for, all at once.
 pub(crate) const ROOM: usize = 256;
@@ -97,10 +115,12 @@ pub(crate) struct Facts {
     pub(crate) traffic_class: Option<u8>,
     /// How large each of several datagrams is that came as one.
     pub(crate) segment: Option<u16>,
+    #[cfg(unix)]
     pub(crate) error: Option<Extended>,
 }
 
 /// What the error queue says of a datagram that was sent: `struct sock_extended_err`.
+#[cfg(unix)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Extended {
     pub(crate) errno: i32,
@@ -121,9 +141,47 @@ impl Facts {
         facts
     }
 
+    #[cfg(windows)]
+    fn learn(&mut self, Control { level, kind, data }: Control<'_>) {
+        const COALESCED: i32 = names::UDP_COALESCED_INFO as i32;
+        match (level, kind) {
+            (names::IPPROTO_IP, names::IP_PKTINFO) => {
+                // IN_PKTINFO: the header's address, the interface.
+                let (Some(to), Some(interface)) = (part::<4>(data, 0), part(data, 4)) else {
+                    return;
+                };
+                self.interface = Some(u32::from_ne_bytes(interface));
+                self.to = Some(Ipv4Addr::from(to).into());
+            }
+            (names::IPPROTO_IPV6, names::IPV6_PKTINFO) => self.learn_v6(data),
+            // The one that was asked for, and the one that older systems answer with.
+            (names::IPPROTO_IP, names::IP_TTL | names::IP_HOPLIMIT)
+            | (names::IPPROTO_IPV6, names::IPV6_HOPLIMIT) => {
+                self.hop_limit = byte(data);
+            }
+            (names::IPPROTO_IP, names::IP_TOS | names::IP_ECN)
+            | (names::IPPROTO_IPV6, names::IPV6_TCLASS | names::IPV6_ECN) => {
+                self.traffic_class = byte(data);
+            }
+            (names::IPPROTO_UDP, COALESCED) => {
+                let size = part(data, 0).map(u32::from_ne_bytes);
+                self.segment = size.and_then(|size| size.try_into().ok());
+            }
+            _ => {}
+        }
+    }
+
+    /// `struct in6_pktinfo`: the header's address, the interface.
+    fn learn_v6(&mut self, data: &[u8]) {
+        let (Some(to), Some(interface)) = (part::<16>(data, 0), part(data, 16)) else { return };
+        self.interface = Some(u32::from_ne_bytes(interface));
+        self.to = Some(Ipv6Addr::from(to).into());
+    }
+
+    #[cfg(unix)]
     fn learn(&mut self, Control { level, kind, data }: Control<'_>) {
         match (level, kind) {
-            (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+            (names::IPPROTO_IP, names::IP_PKTINFO) => {
                 // struct in_pktinfo: the interface, our address, the header's address.
                 let (Some(interface), Some(source), Some(to)) =
                     (part(data, 0), part::<4>(data, 4), part::<4>(data, 8))
@@ -134,25 +192,18 @@ impl Facts {
                 self.source = Some(source.into());
                 self.to = Some(Ipv4Addr::from(to).into());
             }
-            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                // struct in6_pktinfo: the header's address, the interface.
-                let (Some(to), Some(interface)) = (part::<16>(data, 0), part(data, 16)) else {
-                    return;
-                };
-                self.interface = Some(u32::from_ne_bytes(interface));
-                self.to = Some(Ipv6Addr::from(to).into());
-            }
-            (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
+            (names::IPPROTO_IPV6, names::IPV6_PKTINFO) => self.learn_v6(data),
+            (names::IPPROTO_IP, names::IP_TTL) | (names::IPPROTO_IPV6, names::IPV6_HOPLIMIT) => {
                 self.hop_limit = byte(data);
             }
-            (libc::IPPROTO_IP, libc::IP_TOS) | (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+            (names::IPPROTO_IP, names::IP_TOS) | (names::IPPROTO_IPV6, names::IPV6_TCLASS) => {
                 self.traffic_class = byte(data);
             }
-            (libc::SOL_UDP, libc::UDP_GRO) => {
+            (names::SOL_UDP, names::UDP_GRO) => {
                 let size = part(data, 0).map(i32::from_ne_bytes);
                 self.segment = size.and_then(|size| size.try_into().ok());
             }
-            (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR) => {
+            (names::IPPROTO_IP, names::IP_RECVERR) | (names::IPPROTO_IPV6, names::IPV6_RECVERR) => {
                 self.error = Extended::read(data);
             }
             _ => {}
@@ -160,6 +211,7 @@ impl Facts {
     }
 }
 
+#[cfg(unix)]
 impl Extended {
     /// How many bytes `struct sock_extended_err` has. The offender's address follows it.
     const LENGTH: usize = 16;
@@ -186,11 +238,11 @@ fn byte(data: &[u8]) -> Option<u8> {
 
 /// Reads `struct sockaddr_in` or `sockaddr_in6`.
 pub(crate) fn read_address(bytes: &[u8]) -> Option<SocketAddr> {
-    let family = i32::from(u16::from_ne_bytes(part(bytes, 0)?));
+    let family = u16::from_ne_bytes(part(bytes, 0)?);
     let port = u16::from_be_bytes(part(bytes, 2)?);
     match family {
-        libc::AF_INET => Some(SocketAddrV4::new(part::<4>(bytes, 4)?.into(), port).into()),
-        libc::AF_INET6 => {
+        AF_INET => Some(SocketAddrV4::new(part::<4>(bytes, 4)?.into(), port).into()),
+        AF_INET6 => {
             let flow = u32::from_ne_bytes(part(bytes, 4)?);
             let address = part::<16>(bytes, 8)?.into();
             let scope = u32::from_ne_bytes(part(bytes, 24)?);
@@ -203,8 +255,8 @@ pub(crate) fn read_address(bytes: &[u8]) -> Option<SocketAddr> {
 /// Writes it, and says how long it is.
 pub(crate) fn write_address(address: SocketAddr, room: &mut [u8; ADDRESS_ROOM]) -> usize {
     room.fill(0);
-    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    room[..2].copy_from_slice(&u16::try_from(family).unwrap_or(0).to_ne_bytes());
+    let family = if address.is_ipv4() { AF_INET } else { AF_INET6 };
+    room[..2].copy_from_slice(&family.to_ne_bytes());
     room[2..4].copy_from_slice(&address.port().to_be_bytes());
     match address {
         SocketAddr::V4(address) => {
@@ -231,6 +283,7 @@ mod tests {
 
     use super::*;
 
+    #[cfg(unix)]
     #[test]
     fn the_layout_is_that_of_the_c_library() {
         // SAFETY: plain arithmetic.
