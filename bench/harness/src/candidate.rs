@@ -29,6 +29,21 @@ const WHARF_SERVICES: &[(&str, &[&str])] = &[
     ("work", &["serve", "--tcp", "127.0.0.1:0", "--service", "work"]),
 ];
 
+/// The services of wharf's example `datagrams`: a program of its own, built beside the other, that
+/// ends by itself.
+const EXAMPLE_SERVICES: &[(&str, &[&str])] = &[
+    ("datagrams:rio-polled", &["rio-polled"]),
+    ("datagrams:rio-event", &["rio-event"]),
+    ("datagrams:rio-port", &["rio-port"]),
+    ("datagrams:rio-port-many", &["rio-port-many"]),
+    ("datagrams:blocking", &["blocking"]),
+    ("datagrams:port", &["port"]),
+    ("datagrams:port-many", &["port-many"]),
+    ("datagrams-rate:rio-polled", &["rio-polled"]),
+    ("datagrams-rate:rio-polled-coalesced", &["rio-polled", "--coalesce"]),
+    ("datagrams-rate:port", &["port"]),
+];
+
 /// How long a server may take until it is ready.
 const START_MAX: Duration = Duration::from_secs(5);
 
@@ -140,7 +155,8 @@ impl Places {
 
     fn wharf(&self, stop: &Stop) -> Program {
         let version = self.ask(&self.wharf, "--version", stop);
-        let mut services: Vec<_> = WHARF_SERVICES.iter().map(|(it, _)| (*it).to_owned()).collect();
+        let own = WHARF_SERVICES.iter().chain(EXAMPLE_SERVICES);
+        let mut services: Vec<_> = own.map(|(it, _)| (*it).to_owned()).collect();
         // In a folder of somebody else's rivals it may be missing.
         let more = self.rivals.join(format!("rival-{WHARF}"));
         let described = match more.is_file() || self.sources.is_some() {
@@ -236,9 +252,15 @@ pub struct Start<'a> {
 }
 
 impl Candidate {
-    /// Starts the server.
-    pub fn serve(&self, places: &Places, start: Start<'_>, stop: &Stop) -> Result<Server, Failure> {
-        let mut running = self.start(places, start, &[], stop)?;
+    /// Starts the server, with more arguments when it needs them.
+    pub fn serve(
+        &self,
+        places: &Places,
+        start: Start<'_>,
+        more: &[&str],
+        stop: &Stop,
+    ) -> Result<Server, Failure> {
+        let mut running = self.start(places, start, more, stop)?;
         let line = running
             .line(START_MAX)
             .map_err(|reason| Failure(format!("does not listen: {reason}")))?;
@@ -265,17 +287,25 @@ impl Candidate {
         }
         let threads = start.cpus.len();
         let size = start.size.to_string();
-        let known = WHARF_SERVICES.iter().find(|(service, _)| *service == self.service);
-        let own = known.filter(|_| self.wharf);
-        let more_of_wharf = places.rivals.join(format!("rival-{WHARF}"));
-        let program = if self.wharf && own.is_none() { &more_of_wharf } else { &self.path };
-        let mut command = launch::command(&places.harness, start.cpus, program);
+        let known = |services: &[(&str, &'static [&'static str])]| {
+            let found = services.iter().find(|(service, _)| *service == self.service);
+            found.filter(|_| self.wharf).map(|(_, args)| *args)
+        };
+        let (own, example) = (known(WHARF_SERVICES), known(EXAMPLE_SERVICES));
+        let path = match (own, example) {
+            (None, None) if self.wharf => places.rivals.join(format!("rival-{WHARF}")),
+            (None, Some(_)) => self.path.with_file_name("examples").join("datagrams"),
+            _ => self.path.clone(),
+        };
+        let mut command = launch::command(&places.harness, start.cpus, &path);
         if self.wharf && self.service.ends_with(":epoll") {
             command.env("WHARF_DRIVER", "epoll");
         }
-        if let Some((_, args)) = own {
+        if let Some(args) = example {
+            command.args(args).arg("--json");
+        } else if let Some(args) = own {
             let workers = start.wharf_workers.max(threads).to_string();
-            command.args(*args).arg("--json");
+            command.args(args).arg("--json");
             command.args(["--concurrency", &threads.to_string(), "--workers", &workers]);
             command.args(["--size", &size]);
         } else {

@@ -47,11 +47,14 @@ impl Sources {
         names(&self.0.join("native")).into_iter().filter_map(name).collect()
     }
 
-    /// Builds wharf's program, and says where it is.
+    /// Builds wharf's program, with its servers that are examples, and says where it is.
     pub fn wharf(&self) -> Result<PathBuf, Failure> {
         let root = self.0.parent().unwrap_or(&self.0);
-        let (mut built, status) = cargo(root, &["wharf-cli".to_owned()])?;
-        built.remove("wharf").ok_or(status)
+        let packages = ["wharf-cli".to_owned(), "wharf".to_owned()];
+        let targets = ["--bin", "wharf", "--example", "datagrams"];
+        let (mut built, status) = cargo(root, &packages, &targets)?;
+        let program = built.remove("wharf").filter(|_| built.contains_key("datagrams"));
+        program.ok_or(status)
     }
 
     /// Builds those rivals that are wanted into a folder: the one where cargo puts the harness too.
@@ -68,7 +71,7 @@ impl Sources {
         let built = if packages.is_empty() {
             Ok(BTreeMap::new())
         } else {
-            cargo(&self.0, &packages).map(|(built, _)| built)
+            cargo(&self.0, &packages, &[]).map(|(built, _)| built)
         };
         for (name, package) in crates.into_iter().zip(packages) {
             match &built {
@@ -133,6 +136,7 @@ fn quiet(command: &mut Command) -> Result<(), Failure> {
 fn cargo(
     workspace: &Path,
     packages: &[String],
+    targets: &[&str],
 ) -> Result<(BTreeMap<String, PathBuf>, Failure), Failure> {
     /// What cargo says about a program that it has built.
     #[derive(Deserialize)]
@@ -150,6 +154,7 @@ fn cargo(
     for package in packages {
         command.args(["--package", package]);
     }
+    command.args(targets);
     let output = command
         .current_dir(workspace)
         .stdin(Stdio::null())

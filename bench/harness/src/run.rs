@@ -245,22 +245,21 @@ impl Bench {
             wharf_workers: wharf_workers.unwrap_or(self.method.wharf_workers),
             size,
         };
-        candidate.serve(&self.places, start, &self.stop)
+        candidate.serve(&self.places, start, &[], &self.stop)
     }
 
-    /// Runs the load generator of a scenario on the first so many CPUs, and returns what it
-    /// answers.
+    /// Runs the load generator of a scenario on those CPUs, and returns what it answers.
     pub fn generate(
         &self,
         scenario: &dyn Scenario,
         server: &mut Server,
-        cpus: usize,
+        cpus: &[usize],
         job: &impl Serialize,
     ) -> Result<String, Failure> {
         // Beyond the time that it should take: for connecting, and for a machine that is busy.
         const SLACK: Duration = Duration::from_secs(20);
         let harness = &self.places.harness;
-        let mut command = launch::command(harness, &self.cpus[..cpus], harness);
+        let mut command = launch::command(harness, cpus, harness);
         command.arg("load").arg(scenario.name()).arg(serde_json::to_string(job)?);
         let mut generator = Running::start(command, &self.stop)?;
         let Method { warm_up_ms, window_ms, .. } = self.method;

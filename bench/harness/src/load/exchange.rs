@@ -134,7 +134,7 @@ impl Plan {
             window_ms: bench.method.window_ms,
             groups: self.groups.clone(),
         };
-        let answer = bench.generate(scenario, &mut server, self.cpus, &job)?;
+        let answer = bench.generate(scenario, &mut server, &bench.cpus[..self.cpus], &job)?;
         let exchanged: Exchanged = serde_json::from_str(&answer)?;
         let wrong: u64 = exchanged.groups.iter().map(|it| it.mismatches).sum();
         if wrong > 0 {

@@ -2,6 +2,7 @@
 //! them exchange messages, see [`exchange`].
 
 pub mod connect;
+pub mod datagrams;
 pub mod exchange;
 
 use std::ffi::OsString;

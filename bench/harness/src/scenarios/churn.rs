@@ -100,7 +100,7 @@ come from 200 addresses within 127.0.0.0/8, in turn, so that there are always po
             warm_up_ms: bench.method.warm_up_ms,
             window_ms: bench.method.window_ms,
         };
-        let answer = bench.generate(self, &mut server, cpus, &job)?;
+        let answer = bench.generate(self, &mut server, &bench.cpus[..cpus], &job)?;
         let churned: Churned = serde_json::from_str(&answer)?;
         if churned.completed == 0 {
             return Err(Failure("no connection within the window".to_owned()));

@@ -100,7 +100,7 @@ Memory does not depend on how busy the machine is: there are at most three round
         let cpus = point.get("cpus");
         let mut server = bench.serve(candidate, cpus, None, SIZE)?;
         let job = Job { target: server.addr, server: server.running.id(), connections };
-        let answer = bench.generate(self, &mut server, cpus, &job)?;
+        let answer = bench.generate(self, &mut server, &bench.cpus[..cpus], &job)?;
         let Memory { before, after } = serde_json::from_str(&answer)?;
         let mut sample = Sample::default();
         sample.put(&EACH, (after as f64 - before as f64) / connections as f64);

@@ -7,14 +7,19 @@ mod deal;
 mod loops;
 pub mod reads;
 
+/// How servers of datagrams are tuned, and how they count: wharf's own file, the same for all.
+#[path = "../../../../crates/wharf/examples/datagrams/servers/count.rs"]
+pub mod count;
+
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::exit;
 use std::time::Duration;
 
 use nix::time::ClockId;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use count::Counter;
 pub use deal::deal;
 pub use loops::{Inbox, run_loops};
 
@@ -95,38 +100,105 @@ pub struct Options {
     pub service: Service,
 }
 
+/// What a rival is asked to be.
+#[derive(Debug)]
+pub enum Task {
+    /// A server of connections.
+    Streams(Options),
+    /// A server that counts datagrams.
+    Datagrams(Box<Datagrams>),
+}
+
+/// Counting datagrams, with one thread.
+#[derive(Debug)]
+pub struct Datagrams {
+    listen: SocketAddr,
+    /// What counts.
+    pub counter: Counter,
+}
+
 /// The services that every rival with streams offers.
-const SERVICES: [&str; 3] = ["echo", "block", "work"];
+const STREAMS: &[&str] = &["echo", "block", "work"];
+
+/// The service of those who count datagrams.
+const DATAGRAMS: &str = "datagrams";
 
 impl Options {
-    /// Reads the command line. For `--describe`, says what the rival is built on (the version of
-    /// `package` in the lock file) and which services it offers. Exits with code 2 when the command
-    /// line is wrong.
+    /// Reads the command line of a rival that serves connections only. For `--describe`, says what
+    /// the rival is built on (the version of `package` in the lock file) and which services it
+    /// offers. Exits with code 2 when the command line is wrong.
     pub fn parse(package: &str) -> Self {
-        match Self::read(package, std::env::args().skip(1)) {
-            Ok(options) => options,
+        match Task::parse_for(package, STREAMS) {
+            Task::Streams(options) => options,
+            Task::Datagrams(_) => unreachable!("it is not offered"),
+        }
+    }
+}
+
+impl Datagrams {
+    /// The same as [`Options::parse`], for a rival that counts datagrams only.
+    pub fn parse(package: &str) -> Self {
+        match Task::parse_for(package, &[DATAGRAMS]) {
+            Task::Datagrams(datagrams) => *datagrams,
+            Task::Streams(_) => unreachable!("it is not offered"),
+        }
+    }
+
+    /// The socket, in blocking mode, when everybody knows where it is.
+    pub fn bind(&self) -> io::Result<UdpSocket> {
+        let socket = count::bind(self.listen)?;
+        say(&format!("listening udp {}", socket.local_addr()?))?;
+        Ok(socket)
+    }
+
+    /// Says what was counted.
+    pub fn report(&self) -> io::Result<()> {
+        say(&self.counter.report().json())
+    }
+}
+
+impl Task {
+    /// The same as [`Options::parse`], for a rival that does both.
+    pub fn parse(package: &str) -> Self {
+        Self::parse_for(package, &[STREAMS, &[DATAGRAMS]].concat())
+    }
+
+    fn parse_for(package: &str, services: &[&str]) -> Self {
+        match Self::read(package, services, std::env::args().skip(1)) {
+            Ok(task) => task,
             Err(problem) => {
                 eprintln!("{problem}");
                 eprintln!(
-                    "usage: --tcp ADDR --threads N --service {} [--size BYTES] | --describe",
-                    SERVICES.join("|")
+                    "usage: --tcp ADDR --threads N --service {} [--size BYTES] [--coalesce] | \
+                     --describe",
+                    services.join("|")
                 );
                 exit(2);
             }
         }
     }
 
-    fn read(package: &str, args: impl Iterator<Item = String>) -> Result<Self, String> {
+    fn read(
+        package: &str,
+        services: &[&str],
+        args: impl Iterator<Item = String>,
+    ) -> Result<Self, String> {
         let mut tcp = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut threads = 1;
         let mut handler = None;
+        let mut datagrams = services == [DATAGRAMS];
+        let mut coalesce = false;
         let mut size = 64;
         let mut args = args;
         while let Some(flag) = args.next() {
             if flag == "--describe" {
                 let version = version(package).unwrap_or("unknown");
-                println!("{{\"version\":\"{package} {version}\",\"services\":{SERVICES:?}}}");
+                println!("{{\"version\":\"{package} {version}\",\"services\":{services:?}}}");
                 exit(0);
+            }
+            if flag == "--coalesce" {
+                coalesce = true;
+                continue;
             }
             let value = args.next().ok_or_else(|| format!("{flag} needs a value"))?;
             let wrong = |_| format!("{flag}: cannot understand {value:?}");
@@ -136,20 +208,33 @@ impl Options {
                 }
                 "--threads" => threads = value.parse().map_err(wrong)?,
                 "--size" => size = value.parse().map_err(wrong)?,
-                "--service" if value == "echo" => handler = None,
-                "--service" if value == "block" => handler = Some(Handler::Block),
-                "--service" if value == "work" => handler = Some(Handler::Work),
+                "--service" if services.contains(&&*value) => {
+                    datagrams = value == DATAGRAMS;
+                    handler = match &*value {
+                        "block" => Some(Handler::Block),
+                        "work" => Some(Handler::Work),
+                        _ => None,
+                    };
+                }
                 _ => return Err(format!("unknown option: {flag} {value}")),
             }
         }
         if threads == 0 || size == 0 {
             return Err("--threads and --size must be at least 1".to_owned());
         }
+        if datagrams {
+            // Others have no threads to choose: only one takes datagrams from a socket.
+            let options = count::Options { threads: 1, coalesce, work: Duration::ZERO, numbers: 0 };
+            return Ok(Self::Datagrams(Box::new(Datagrams {
+                listen: tcp,
+                counter: Counter::new(options),
+            })));
+        }
         let service = match handler {
             None => Service::Echo,
             Some(handler) => Service::Messages { size, handler },
         };
-        Ok(Self { tcp, threads, service })
+        Ok(Self::Streams(Options { tcp, threads, service }))
     }
 }
 
@@ -177,8 +262,12 @@ pub fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
 
 /// Tells whoever started this server that it takes connections at `addr`.
 pub fn ready(addr: SocketAddr) -> io::Result<()> {
+    say(&format!("listening tcp {addr}"))
+}
+
+fn say(line: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "listening tcp {addr}")?;
+    writeln!(out, "{line}")?;
     out.flush()
 }
 
@@ -186,8 +275,27 @@ pub fn ready(addr: SocketAddr) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn task(services: &[&str], line: &str) -> Result<Task, String> {
+        Task::read("tokio", services, line.split_whitespace().map(str::to_owned))
+    }
+
     fn read(line: &str) -> Result<Options, String> {
-        Options::read("tokio", line.split_whitespace().map(str::to_owned))
+        match task(STREAMS, line)? {
+            Task::Streams(options) => Ok(options),
+            Task::Datagrams(_) => Err("a server of datagrams".to_owned()),
+        }
+    }
+
+    #[test]
+    fn datagrams_are_for_those_who_offer_them() {
+        let line = "--tcp 127.0.0.1:7000 --threads 1 --service datagrams --size 64 --coalesce";
+        assert!(read(line).is_err());
+        for services in [&["echo", DATAGRAMS][..], &[DATAGRAMS]] {
+            let Ok(Task::Datagrams(found)) = task(services, line) else { panic!("{services:?}") };
+            assert_eq!(found.listen.port(), 7000);
+            assert!(found.counter.options().coalesce);
+        }
+        assert!(task(&[DATAGRAMS], "--service echo").is_err());
     }
 
     #[test]

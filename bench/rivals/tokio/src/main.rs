@@ -1,22 +1,45 @@
-//! Echo on tokio's multi-thread runtime: one task per connection, as in its own `echo` example.
+//! tokio's multi-thread runtime: an echo with one task per connection, as in its own `echo`
+//! example, and a task that counts datagrams.
 
 #![forbid(unsafe_code)]
 
 use std::io;
 
-use rival_common::{BUFFER, Handler, Options, Service, listen, ready};
+use rival_common::{BUFFER, Datagrams, Handler, Options, Service, Task, listen, ready};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 fn main() -> io::Result<()> {
-    let options = Options::parse("tokio");
+    let task = Task::parse("tokio");
+    let threads = if let Task::Streams(options) = &task { options.threads } else { 1 };
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(options.threads)
+        .worker_threads(threads)
         .enable_io()
         .build()?
         // Accepting happens on a worker too: the thread in `block_on` would poll the listener
         // besides the workers.
-        .block_on(async move { tokio::spawn(accept(options)).await? })
+        .block_on(async move {
+            match task {
+                Task::Streams(options) => tokio::spawn(accept(options)).await?,
+                Task::Datagrams(datagrams) => tokio::spawn(count(*datagrams)).await?,
+            }
+        })
+}
+
+/// Counts datagrams, as in its `echo-udp` example.
+async fn count(datagrams: Datagrams) -> io::Result<()> {
+    let socket = datagrams.bind()?;
+    socket.set_nonblocking(true)?;
+    let socket = UdpSocket::from_std(socket)?;
+    let mut room = vec![0; datagrams.counter.options().room()];
+    let tally = datagrams.counter.thread();
+    loop {
+        let (length, _) = socket.recv_from(&mut room).await?;
+        tally.notified();
+        if !tally.datagram(&room[..length]) {
+            return datagrams.report();
+        }
+    }
 }
 
 async fn accept(options: Options) -> io::Result<()> {

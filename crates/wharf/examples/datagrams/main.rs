@@ -19,6 +19,8 @@
 //!
 //!     wharf load udp 127.0.0.1:7001 --size 1024 --one-way --gso --seconds 5
 //!     echo end | nc -u -w 1 127.0.0.1 7001
+//!
+//! `wharf bench datagrams` compares them, also with the servers of others.
 
 #[cfg(target_os = "linux")]
 mod servers;

@@ -1,4 +1,5 @@
-//! What all servers of datagrams have in common: how they are tuned, and how they count.
+//! What all servers of datagrams have in common: how they are tuned, and how they count. The rivals
+//! in `bench/` count with this file, too.
 
 use std::{
     fmt, io,

@@ -1,7 +1,7 @@
 //! The command line of the servers.
 
 mod blocking;
-#[expect(unreachable_pub, reason = "a library can have this file, too")]
+#[expect(unreachable_pub, reason = "the benchmarks have this file in a library")]
 mod count;
 mod port;
 mod rio_event;
