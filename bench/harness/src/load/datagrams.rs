@@ -151,9 +151,9 @@ pub fn run(job: &str) -> Result<String, Failure> {
     Ok(serde_json::to_string(&Sent { datagrams, metered })?)
 }
 
-/// Lets the threads of a server wait for the CPU until the generator gives it up. Otherwise those
-/// that sleep would be woken in the middle of bursts, and bursts be what the scheduler makes of
-/// them.
+/// Has the threads of a server wait for the CPU until the generator gives it up, as far as the
+/// scheduler goes along. Otherwise those that sleep are woken in the middle of bursts, and bursts
+/// are what the scheduler makes of them.
 fn whole_bursts(server: u32) -> Result<(), Failure> {
     for thread in fs::read_dir(format!("/proc/{server}/task"))? {
         let thread = thread?.file_name().to_string_lossy().parse()?;
