@@ -115,15 +115,22 @@ verdict() {
     fi
 }
 
-# serve NAME COMMAND...: starts a server, and waits until it says where it listens.
+# address KIND: where the server whose log is in $log says that it listens.
+address() {
+    sed -n "s/^listening $1 \([0-9.:]*\).*/\1/p" "$log"
+}
+
+# serve NAME COMMAND...: starts a server for everything, and waits until it says where it listens.
 serve() {
-    local log=$logs/$1.server
+    log=$logs/$1.server
+    : >"$log"
     shift
-    "$@" serve --tcp 127.0.0.1:0 >"$log" 2>&1 </dev/null &
+    # The interface is the first one: loopback, here and there.
+    "$@" serve --tcp 127.0.0.1:0 --udp 127.0.0.1:0 --broadcast 0.0.0.0:0 \
+        --multicast 239.77.8.1%1:0 >"$log" 2>&1 </dev/null &
     server=$!
     for _ in {1..300}; do
-        address=$(sed -n 's/^listening tcp \([0-9.:]*\).*/\1/p' "$log")
-        [[ -z $address ]] || return 0
+        [[ -z $(address multicast) ]] || return 0
         sleep 0.1
     done
     cat "$log"
@@ -131,12 +138,42 @@ serve() {
 }
 
 load() {
-    "$@" load tcp "$address" --connections 20 --size 1000 --depth 4 --seconds 2 --verify
+    "$@" load tcp "$(address tcp)" --connections 20 --size 1000 --depth 4 --seconds 2 --verify
+}
+
+# The same with datagrams: all come back, once, and are those that were sent.
+load_udp() {
+    local target=$1
+    shift
+    "$@" load udp "$target" --size 1000 --depth 16 --seconds 1 --json |
+        grep -E '"lost":0,"duplicates":0,.*"unknown":0,.*"errors":0,'
+}
+
+# Several datagrams given to the system at once. More than a buffer may hold: some may be lost.
+load_segments() {
+    "$@" load udp "$(address udp)" --size 1000 --depth 64 --gso --seconds 1 --json |
+        grep -E '"duplicates":0,.*"unknown":0,'
+}
+
+load_broadcast() {
+    local all
+    all=$(address broadcast)
+    load_udp "127.255.255.255:${all#*:}" "$@"
+}
+
+# loads SERVER CLIENT COMMAND...: everything that one of them serves, with load of the other.
+loads() {
+    local name=$2_loads_$1
+    shift 2
+    verdict "$name" load "$@"
+    verdict "${name}_with_datagrams" load_udp "$(address udp)" "$@"
+    verdict "${name}_with_segments" load_segments "$@"
+    verdict "${name}_with_broadcasts" load_broadcast "$@"
 }
 
 # Ctrl-C, which Wine passes on as one: the server drains, and ends well.
 stop() {
-    kill -INT "$server" && wait "$server" && grep -q '^drained: ' "$1"
+    kill -INT "$server" && wait "$server" && grep -q '^drained: ' "$log"
 }
 
 # Connections that are refused, and a line that says why.
@@ -148,15 +185,15 @@ echo "     Running wharf as a program of Windows"
 verdict the_doctor_finds_a_port "${windows[@]}" doctor
 verdict a_refused_load_fails refused "${windows[@]}"
 if serve windows "${windows[@]}"; then
-    verdict linux_loads_windows load "${linux[@]}"
-    verdict windows_loads_windows load "${windows[@]}"
-    verdict a_server_drains_at_ctrl_c stop "$logs/windows.server"
+    loads windows linux "${linux[@]}"
+    loads windows windows "${windows[@]}"
+    verdict a_server_drains_at_ctrl_c stop
 else
     failed=$((failed + 1))
 fi
 if serve linux "${linux[@]}"; then
-    verdict windows_loads_linux load "${windows[@]}"
-    verdict the_linux_server_drains stop "$logs/linux.server"
+    loads linux windows "${windows[@]}"
+    verdict the_linux_server_drains stop
 else
     failed=$((failed + 1))
 fi

@@ -1,6 +1,5 @@
 //! The command line.
 
-#[cfg_attr(windows, path = "cli/datagrams_windows.rs")]
 pub(crate) mod datagrams;
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
@@ -12,7 +11,6 @@ use clap::{
 use wharf::Driver;
 
 use self::datagrams::Datagrams;
-#[cfg(unix)]
 pub(crate) use self::datagrams::LoadUdp;
 
 /// The largest message, in bytes.
@@ -62,7 +60,7 @@ pub(crate) enum Command {
 
 /// Serve connections and datagrams, on completion ports
 #[derive(Args, Debug)]
-#[cfg_attr(unix, command(group = datagrams::places()))]
+#[command(group = datagrams::places())]
 #[command(after_help = "Examples:
   wharf serve --tcp 127.0.0.1:7000
   wharf serve --tcp 0.0.0.0:7000 --tcp [::]:7001 --workers 16
@@ -80,7 +78,6 @@ is left after --drain seconds is cut, and so is everything at a second signal. T
 pub(crate) struct Serve {
     /// Where to listen for connections; may be given more than once
     #[arg(long, value_name = "ADDR", value_parser = address)]
-    #[cfg_attr(not(unix), arg(required = true))]
     pub(crate) tcp: Vec<String>,
 
     #[command(flatten)]
@@ -145,7 +142,6 @@ pub(crate) enum Service {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Protocol {
     Tcp(Load),
-    #[cfg(unix)]
     Udp(LoadUdp),
 }
 

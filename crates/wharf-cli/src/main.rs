@@ -27,7 +27,6 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(options) => serve::run(&options).map(|()| true),
         Command::Load { protocol: Protocol::Tcp(options) } => load::run(&options),
-        #[cfg(unix)]
         Command::Load { protocol: Protocol::Udp(options) } => load::udp::run(&options),
         #[cfg(unix)]
         Command::Copy(options) => copy::run(&options).map(|()| true),

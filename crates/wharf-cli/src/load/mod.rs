@@ -4,7 +4,6 @@ mod generator;
 mod pattern;
 mod peer;
 mod tally;
-#[cfg(unix)]
 pub(crate) mod udp;
 
 use std::{

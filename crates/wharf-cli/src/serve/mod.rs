@@ -4,7 +4,6 @@
 //! [`datagram`], each kind of them on a port of its own, see [`ports`]; beside them one thread
 //! looks after signals, the drain, and peers that say or read nothing, see [`supervisor`].
 
-#[cfg_attr(windows, path = "datagram_windows.rs")]
 mod datagram;
 mod files;
 mod http;

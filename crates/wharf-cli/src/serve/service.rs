@@ -31,7 +31,6 @@ pub(super) enum Key {
     Listener,
     Connection(Connection),
     /// A socket for datagrams.
-    #[cfg_attr(windows, expect(dead_code, reason = "there are none yet"))]
     Socket(Arc<Counters>),
 }
 

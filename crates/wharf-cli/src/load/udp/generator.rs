@@ -10,7 +10,7 @@ use std::{
 };
 
 use hdrhistogram::Histogram;
-use wharf::{Builder, Envelope, Op, Packet, Port, Result, UdpSocket, Wait};
+use wharf::{Builder, Envelope, ErrorKind, Op, Packet, Port, Result, UdpSocket, Wait};
 
 use super::window::{Seen, Window};
 use crate::{cli::LoadUdp, load::tally::latencies};
@@ -94,7 +94,11 @@ impl<'a> Generator<'a> {
         // Where the system can; otherwise they come one by one.
         let _ = socket.set_coalescing(true);
         socket.recv_each()?;
-        socket.recv_errors()?;
+        if let Err(error) = socket.recv_errors()
+            && error.kind() != ErrorKind::Unsupported
+        {
+            return Err(error);
+        }
         let burst = if options.gso { SEGMENTS_MAX.min(BYTES_MAX / options.size).max(1) } else { 1 };
         let segment = if burst > 1 { u16::try_from(options.size).unwrap_or(0) } else { 0 };
         Ok(Self {
@@ -271,7 +275,9 @@ impl<'a> Generator<'a> {
 
     fn came(&mut self, datagram: &[u8], now: u64) {
         let field = |at: usize| datagram.get(at..)?.first_chunk().copied().map(u64::from_le_bytes);
-        let (Some(number), Some(since)) = (field(0), field(8)) else {
+        let (Some(number), Some(since), true) =
+            (field(0), field(8), datagram.len() == self.options.size)
+        else {
             self.tally.unknown += 1;
             return;
         };
