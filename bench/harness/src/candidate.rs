@@ -27,6 +27,9 @@ const WHARF_SERVICES: &[(&str, &[&str])] = &[
     ("echo:epoll", &["serve", "--tcp", "127.0.0.1:0", "--service", "echo"]),
     ("block:epoll", &["serve", "--tcp", "127.0.0.1:0", "--service", "block"]),
     ("work", &["serve", "--tcp", "127.0.0.1:0", "--service", "work"]),
+    // The scenario adds the folder.
+    ("files", &["serve", "--tcp", "127.0.0.1:0"]),
+    ("files:epoll", &["serve", "--tcp", "127.0.0.1:0"]),
 ];
 
 /// The services of wharf's example `datagrams`: a program of its own, built beside the other, that

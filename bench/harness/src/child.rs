@@ -107,10 +107,15 @@ impl Running {
 
     /// Asks the child to end, and does not wait for that.
     pub fn ask_to_end(&mut self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Sends the child a signal, if it is still there.
+    pub fn signal(&mut self, signal: Signal) {
         if matches!(self.child.try_wait(), Ok(None)) {
             // It is our child and not waited for: the id cannot be another's. A failure means that
             // it has ended in this moment.
-            kill(self.pid(), Signal::SIGTERM).ok();
+            kill(self.pid(), signal).ok();
         }
     }
 

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getaffinity};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,32 @@ fn nanoseconds(clock: ClockId) -> Result<u64, Failure> {
     Ok(u64::try_from(Duration::from(clock_gettime(clock)?).as_nanos())?)
 }
 
-/// What a process has used since it was started.
+/// The CPU time that this process has used, and its children that have ended, in nanoseconds.
+pub fn own_cpu_ns() -> Result<u64, Failure> {
+    let children = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let microseconds = [children.user_time(), children.system_time()]
+        .iter()
+        .map(|it| it.tv_sec() * 1_000_000 + it.tv_usec())
+        .sum::<i64>();
+    Ok(cpu_ns(std::process::id())? + u64::try_from(microseconds)? * 1000)
+}
+
+/// A process and those that it has started, and so on.
+fn family(process: u32) -> Vec<u32> {
+    let mut found = vec![process];
+    let mut next = 0;
+    while let Some(parent) = found.get(next) {
+        let tasks = fs::read_dir(format!("/proc/{parent}/task"));
+        for task in tasks.into_iter().flatten().flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            found.extend(children.split_whitespace().filter_map(|it| it.parse::<u32>().ok()));
+        }
+        next += 1;
+    }
+    found
+}
+
+/// What a process has used since it was started, and the processes that it has started.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Usage {
     /// CPU time, in nanoseconds.
@@ -53,16 +78,22 @@ struct Thread {
 }
 
 impl Usage {
-    /// What a process has used so far.
+    /// What a process has used so far, with those of its children that are there.
     pub fn of(process: u32) -> Result<Self, Failure> {
-        let threads = threads(process);
+        let family = family(process);
+        let threads: HashMap<_, _> = family.iter().flat_map(|&it| threads(it)).collect();
+        // A child may be gone in this moment, but not the process itself.
+        let of_children = |what: fn(u32) -> Result<u64, Failure>| {
+            family[1..].iter().map(move |&it| what(it).unwrap_or_default()).sum::<u64>()
+        };
+        let peak = |process| status(process, "VmHWM");
         Ok(Self {
             switches: threads.values().map(|it| it.switches).sum(),
-            peak_bytes: status(process, "VmHWM")?,
+            peak_bytes: peak(process)? + of_children(peak),
             busiest_share: None,
             threads,
             // Last, as it is what figures are made of: nothing of the others is in it.
-            cpu_ns: cpu_ns(process)?,
+            cpu_ns: of_children(cpu_ns) + cpu_ns(process)?,
         })
     }
 
@@ -248,6 +279,27 @@ mod tests {
         let used = used.join().expect("it does not panic");
         let after = cpu_ns(own).expect("our own clock");
         assert!(after - before >= used, "{before} {after} {used}");
+    }
+
+    #[test]
+    fn what_a_child_uses_counts() {
+        use std::process::{Command, Stdio};
+        let own = std::process::id();
+        let mut loops = Command::new("sh");
+        loops.args(["-c", "echo ready; while :; do :; done"]).stdout(Stdio::piped());
+        let mut child = loops.spawn().expect("a shell");
+        child.stdout.take().expect("piped").read_exact(&mut [0; 5]).expect("it is ready");
+        let (before, ended_before) = (Usage::of(own).expect("ours"), own_cpu_ns().expect("ours"));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while cpu_ns(child.id()).expect("our child") < 30_000_000 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(family(own).contains(&child.id()));
+        let used = Usage::of(own).expect("ours").since(&before);
+        child.kill().expect("our child");
+        child.wait().expect("our child");
+        assert!(used.cpu_ns >= 20_000_000, "{}", used.cpu_ns);
+        assert!(own_cpu_ns().expect("ours") - ended_before >= 20_000_000);
     }
 
     fn usage(threads: &[(&str, u64, u64)]) -> Usage {

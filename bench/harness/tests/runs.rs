@@ -191,6 +191,20 @@ fn each_failure_is_a_row_and_the_others_go_on() {
 }
 
 #[test]
+fn a_generator_that_is_not_installed_is_said_so() {
+    let folder = Folder::new("no-wrk");
+    let describe = r#"{"version": "a test", "services": ["files"]}"#;
+    folder.program("good", &format!("echo '{describe}'"));
+    let mut run = harness(&["transmit", "--candidates", "good", "--baseline", "good", "--quick"]);
+    run.arg("--rivals").arg(&folder.0).arg("--lock").arg(folder.file("lock"));
+    run.arg("--json").arg(folder.file("report.json")).env("PATH", &folder.0);
+    let output = run.output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let expected = "wrk is not installed (Debian: apt-get install wrk)";
+    assert_eq!(failure(&folder.report(), "good"), expected);
+}
+
+#[test]
 fn a_port_that_is_taken_is_said_so() {
     let folder = Folder::new("taken");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");

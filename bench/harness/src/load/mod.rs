@@ -12,7 +12,7 @@ use std::time::Instant;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::measure::{Usage, machine_cpu_ns, machine_cpus};
+use crate::measure::{Usage, machine_cpu_ns, machine_cpus, own_cpu_ns};
 use crate::metric::{BUSIEST, CPU_NS, ENTRIES, P50_US, P99_US, P999_US, PEAK_MIB, RATE, SWITCHES};
 use crate::scenario::Sample;
 use crate::{Failure, scenario};
@@ -38,7 +38,7 @@ pub fn run(args: &[OsString]) -> Result<(), Failure> {
 pub struct Meter {
     server: u32,
     machine: Option<u64>,
-    own_before: Usage,
+    own_before: u64,
     server_before: Usage,
     begin: Instant,
 }
@@ -50,7 +50,7 @@ pub struct Metered {
     pub seconds: f64,
     /// What the server has used.
     pub server: Usage,
-    /// CPU time of everybody but server and generator, by the time that all CPUs had: from 0 to 1.
+    /// CPU time of everybody but server and generator (with children that have ended), by the time that all CPUs had: from 0 to 1.
     pub others: Option<f64>,
 }
 
@@ -60,7 +60,7 @@ impl Meter {
         Ok(Self {
             server,
             machine: machine_cpu_ns(),
-            own_before: Usage::of(std::process::id())?,
+            own_before: own_cpu_ns()?,
             server_before: Usage::of(server)?,
             begin: Instant::now(),
         })
@@ -70,9 +70,9 @@ impl Meter {
     pub fn stop(self) -> Result<Metered, Failure> {
         let seconds = self.begin.elapsed().as_secs_f64();
         let server = Usage::of(self.server)?.since(&self.server_before);
-        let own = Usage::of(std::process::id())?.since(&self.own_before);
+        let own = own_cpu_ns()?.saturating_sub(self.own_before);
         let others = self.machine.zip(machine_cpu_ns()).and_then(|(before, after)| {
-            let used = after.saturating_sub(before).saturating_sub(server.cpu_ns + own.cpu_ns);
+            let used = after.saturating_sub(before).saturating_sub(server.cpu_ns + own);
             Some(used as f64 / 1e9 / seconds / machine_cpus()? as f64)
         });
         Ok(Metered { seconds, server, others })
