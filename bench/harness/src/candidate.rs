@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::Failure;
 use crate::child::{Running, Stop};
@@ -30,7 +31,13 @@ const WHARF_SERVICES: &[(&str, &[&str])] = &[
     // The scenario adds the folder.
     ("files", &["serve", "--tcp", "127.0.0.1:0"]),
     ("files:epoll", &["serve", "--tcp", "127.0.0.1:0"]),
+    ("flood:separate", FLOODED),
+    ("flood:one-port", FLOODED),
 ];
+
+/// Two kinds of service. Whether they share a port the scenario says.
+const FLOODED: &[&str] =
+    &["serve", "--tcp", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--service", "work"];
 
 /// The services of wharf's example `datagrams`: a program of its own, built beside the other, that
 /// ends by itself.
@@ -264,15 +271,7 @@ impl Candidate {
         stop: &Stop,
     ) -> Result<Server, Failure> {
         let mut running = self.start(places, start, more, stop)?;
-        let line = running
-            .line(START_MAX)
-            .map_err(|reason| Failure(format!("does not listen: {reason}")))?;
-        let mut words = line.split_whitespace();
-        let addr = match (words.next(), words.next(), words.next()) {
-            (Some("listening"), Some("tcp" | "udp"), Some(addr)) => addr.parse().ok(),
-            _ => None,
-        };
-        let addr = addr.ok_or_else(|| Failure(format!("does not listen, but says: {line}")))?;
+        let addr = listening(&mut running)?;
         Ok(Server { running, addr })
     }
 
@@ -320,21 +319,44 @@ impl Candidate {
     }
 }
 
+/// Where a server listens, by the next line that it says.
+fn listening(running: &mut Running) -> Result<SocketAddr, Failure> {
+    let line =
+        running.line(START_MAX).map_err(|reason| Failure(format!("does not listen: {reason}")))?;
+    let mut words = line.split_whitespace();
+    let addr = match (words.next(), words.next(), words.next()) {
+        (Some("listening"), Some("tcp" | "udp"), Some(addr)) => addr.parse().ok(),
+        _ => None,
+    };
+    addr.ok_or_else(|| Failure(format!("does not listen, but says: {line}")))
+}
+
 impl Server {
+    /// Where else it listens.
+    pub fn next_addr(&mut self) -> Result<SocketAddr, Failure> {
+        listening(&mut self.running)
+    }
+
     /// Asks the server to end, and returns how often it entered the kernel, if it counts that.
     #[must_use]
-    pub fn end(mut self) -> Option<u64> {
+    pub fn end(self) -> Option<u64> {
         /// The part of the last words that matters here.
         #[derive(Deserialize)]
-        struct LastWords {
+        struct Entries {
             kernel_entries: Option<u64>,
         }
+        self.last_words::<Entries>()?.kernel_entries
+    }
+
+    /// Asks the server to end, and returns what it says then, if that can be understood.
+    #[must_use]
+    pub fn last_words<T: DeserializeOwned>(mut self) -> Option<T> {
         self.running.ask_to_end();
         let mut last = None;
         while let Ok(line) = self.running.line(LAST_WORDS_MAX) {
             last = Some(line);
         }
-        serde_json::from_str::<LastWords>(&last?).ok()?.kernel_entries
+        serde_json::from_str(&last?).ok()
     }
 }
 

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::connect::connect;
 use super::{LATENCY_MAX, Meter, Metered, random, recorded, seeded};
 use crate::Failure;
-use crate::candidate::Candidate;
+use crate::candidate::{Candidate, Server};
 use crate::run::Bench;
 use crate::scenario::{Sample, Scenario};
 
@@ -74,7 +74,7 @@ pub struct Heavy {
 
 /// What the generator is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Job {
+pub struct Job {
     target: SocketAddr,
     /// The server's process.
     server: u32,
@@ -126,24 +126,24 @@ impl Plan {
     ) -> Result<(Exchanged, Option<u64>), Failure> {
         let size = self.groups[0].size;
         let mut server = bench.serve(candidate, self.cpus, self.wharf_workers, size)?;
-        let job = Job {
+        let job = self.job(bench, &server);
+        let answer = bench.generate(scenario, &mut server, &bench.cpus[..self.cpus], &job)?;
+        let exchanged: Exchanged = serde_json::from_str(&answer)?;
+        exchanged.check()?;
+        Ok((exchanged, server.end()))
+    }
+
+    /// What the generator is to do with this server.
+    #[must_use]
+    pub fn job(&self, bench: &Bench, server: &Server) -> Job {
+        Job {
             target: server.addr,
             server: server.running.id(),
             seed: bench.seed(),
             warm_up_ms: bench.method.warm_up_ms,
             window_ms: bench.method.window_ms,
             groups: self.groups.clone(),
-        };
-        let answer = bench.generate(scenario, &mut server, &bench.cpus[..self.cpus], &job)?;
-        let exchanged: Exchanged = serde_json::from_str(&answer)?;
-        let wrong: u64 = exchanged.groups.iter().map(|it| it.mismatches).sum();
-        if wrong > 0 {
-            return Err(Failure(format!("{wrong} wrong echoes")));
         }
-        if exchanged.groups.iter().all(|it| it.requests == 0) {
-            return Err(Failure("no echo within the window".to_owned()));
-        }
-        Ok((exchanged, server.end()))
     }
 
     /// Measures a window, and makes the usual figures of it.
@@ -159,6 +159,18 @@ impl Plan {
 }
 
 impl Exchanged {
+    /// Fails if anything that came back was wrong, or nothing did.
+    pub fn check(&self) -> Result<(), Failure> {
+        let wrong: u64 = self.groups.iter().map(|it| it.mismatches).sum();
+        if wrong > 0 {
+            return Err(Failure(format!("{wrong} wrong echoes")));
+        }
+        if self.groups.iter().all(|it| it.requests == 0) {
+            return Err(Failure("no echo within the window".to_owned()));
+        }
+        Ok(())
+    }
+
     /// The usual figures: operations are the messages of all groups, latencies those of the first.
     #[must_use]
     pub fn sample(self, entries: Option<u64>) -> Sample {
@@ -173,11 +185,15 @@ impl Exchanged {
 
 /// Does a job, and returns what was counted.
 pub fn run(job: &str) -> Result<String, Failure> {
-    let job: Job = serde_json::from_str(job)?;
+    let exchanged = exchange(serde_json::from_str(job)?)?;
+    Ok(serde_json::to_string(&exchanged)?)
+}
+
+/// Does a job: connects, and exchanges messages for its time.
+pub fn exchange(job: Job) -> Result<Exchanged, Failure> {
     let warm_up = Duration::from_millis(job.warm_up_ms);
     let window = Duration::from_millis(job.window_ms);
-    let exchanged = Generator::new(job)?.exchange(warm_up, window)?;
-    Ok(serde_json::to_string(&exchanged)?)
+    Generator::new(job)?.exchange(warm_up, window)
 }
 
 struct Connection {
