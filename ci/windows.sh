@@ -87,7 +87,7 @@ fi
 # ---- Tests -----------------------------------------------------------------------------------
 
 export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_RUNNER=$wine
-cargo test -p wharf --locked "$std" --target "$target" "$@"
+cargo test -p wharf -p wharf-cli --locked "$std" --target "$target" "$@"
 (($# == 0)) || exit 0
 
 # ---- The program: this one and that one, each as server and as load ----------------------------
@@ -171,6 +171,55 @@ loads() {
     verdict "${name}_with_broadcasts" load_broadcast "$@"
 }
 
+# serve_files COMMAND...: the same for a folder.
+serve_files() {
+    log=$logs/files.server
+    : >"$log"
+    "$@" serve --tcp 127.0.0.1:0 --files "$logs/site" >"$log" 2>&1 </dev/null &
+    server=$!
+    for _ in {1..300}; do
+        [[ -z $(address tcp) ]] || return 0
+        sleep 0.1
+    done
+    cat "$log"
+    return 1
+}
+
+# By a client that nobody here wrote: all, a part, the rest, and what is not there.
+fetch() {
+    local url got=$logs/got
+    url=http://$(address tcp)
+    curl --fail --silent --show-error --noproxy '*' "$url/below/large" --output "$got" &&
+        cmp "$got" "$logs/site/below/large" &&
+        head -c 1234567 "$logs/site/below/large" >"$got" &&
+        curl --fail --silent --noproxy '*' --continue-at - "$url/below/large" --output "$got" &&
+        cmp "$got" "$logs/site/below/large" &&
+        ! curl --fail --silent --noproxy '*' --path-as-is "$url/..%5cfiles.server"
+}
+
+# copy COMMAND...: a large file, compared here.
+copy() {
+    "$@" copy "$logs/site/below/large" "$logs/copied" --verify &&
+        cmp "$logs/site/below/large" "$logs/copied" && rm "$logs/copied"
+}
+
+# Ctrl-C in the middle: nothing is left. (It may have been faster.)
+interrupted_copy() {
+    local copying
+    "$@" copy "$logs/site/below/large" "$logs/copied" --depth 1 --block 4K &
+    copying=$!
+    for _ in {1..1000}; do
+        compgen -G "$logs/.copied*.part" >/dev/null && break
+        sleep 0.01
+    done
+    kill -INT "$copying"
+    if wait "$copying"; then
+        cmp "$logs/site/below/large" "$logs/copied"
+    else
+        [[ ! -e $logs/copied ]]
+    fi && ! compgen -G "$logs/.copied*"
+}
+
 # Ctrl-C, which Wine passes on as one: the server drains, and ends well.
 stop() {
     kill -INT "$server" && wait "$server" && grep -q '^drained: ' "$log"
@@ -194,6 +243,18 @@ fi
 if serve linux "${linux[@]}"; then
     loads linux windows "${windows[@]}"
     verdict the_linux_server_drains stop
+else
+    failed=$((failed + 1))
+fi
+mkdir -p "$logs/site/below"
+head -c 50000000 /dev/urandom >"$logs/site/below/large"
+verdict windows_copies copy "${windows[@]}"
+verdict an_interrupted_copy_leaves_nothing interrupted_copy "${windows[@]}"
+if ! command -v curl >/dev/null; then
+    echo "SKIP curl_gets_files_from_windows: there is no curl"
+elif serve_files "${windows[@]}"; then
+    verdict curl_gets_files_from_windows fetch
+    verdict a_server_of_files_drains_at_ctrl_c stop
 else
     failed=$((failed + 1))
 fi

@@ -45,7 +45,6 @@ pub(crate) enum Command {
         #[command(subcommand)]
         protocol: Protocol,
     },
-    #[cfg(unix)]
     Copy(Copy),
     /// Measure wharf and its rivals side by side, from a checkout of wharf's sources
     // What follows is for the program that this one hands over to, `--help` included.
@@ -222,14 +221,13 @@ pub(crate) struct Doctor {
 }
 
 /// Copy a file, with many reads and writes in flight
-#[cfg(unix)]
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   wharf copy disk.img backup.img
   wharf copy disk.img /mnt/backup/ --direct --verify
   wharf copy large.bin copy.bin --depth 32 --block 1M --json
 
-Holes, permissions and times are kept. The copy is written beside its destination and gets its name
+Holes, permissions and times are kept (on Windows, holes become zeros). The copy is written beside its destination and gets its name
 when it is whole; if anything fails, or at Ctrl-C, it is removed, and what had the name before is
 as it was. The exit code is 1 then.")]
 pub(crate) struct Copy {

@@ -4,7 +4,6 @@
 
 mod bench;
 mod cli;
-#[cfg(unix)]
 mod copy;
 mod doctor;
 mod load;
@@ -28,7 +27,6 @@ fn main() -> ExitCode {
         Command::Serve(options) => serve::run(&options).map(|()| true),
         Command::Load { protocol: Protocol::Tcp(options) } => load::run(&options),
         Command::Load { protocol: Protocol::Udp(options) } => load::udp::run(&options),
-        #[cfg(unix)]
         Command::Copy(options) => copy::run(&options).map(|()| true),
         Command::Bench { arguments } => bench::run(&arguments).map(|()| true),
         Command::Doctor(options) => doctor::run(&options),

@@ -1,18 +1,21 @@
 //! `wharf copy` as its users run it.
 
-#![cfg(unix)]
-
 use std::{
     fs::{self, File},
-    io::{Read, Seek, SeekFrom, Write},
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    io::Write,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::atomic::{AtomicU64, Ordering},
-    thread,
     time::{Duration, SystemTime},
 };
+#[cfg(unix)]
+use std::{
+    io::{Read, Seek, SeekFrom},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    thread,
+};
 
+#[cfg(unix)]
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -110,8 +113,52 @@ fn direct_copies_are_exact() {
     }
 }
 
+/// Would catch: times that are lost, or set before the last byte is written; a file that may be
+/// written to though its original may not.
+#[test]
+fn times_are_kept_and_that_it_is_only_read() {
+    let folder = Folder::new();
+    let (source, copied) = (folder.path("source"), folder.path("copy"));
+    fs::write(&source, pattern(300_000)).unwrap();
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::new(1_000_000_000, 5000);
+    let file = File::options().write(true).open(&source).unwrap();
+    file.set_times(fs::FileTimes::new().set_modified(long_ago).set_accessed(long_ago)).unwrap();
+    for read_only in [false, true] {
+        let mut permissions = file.metadata().unwrap().permissions();
+        permissions.set_readonly(read_only);
+        file.set_permissions(permissions).unwrap();
+        let output = run(&["--verify", "--sync"], &source, &copied);
+        assert!(output.status.success(), "{output:?}");
+        let metadata = fs::metadata(&copied).unwrap();
+        assert_eq!(metadata.modified().unwrap(), long_ago);
+        assert_eq!(metadata.permissions().readonly(), read_only);
+    }
+    assert_eq!(folder.names(), ["copy", "source"]);
+    // Otherwise Windows would not let them go.
+    for path in [&source, &copied] {
+        let mut permissions = fs::metadata(path).unwrap().permissions();
+        #[expect(clippy::permissions_set_readonly_false, reason = "they are about to be removed")]
+        permissions.set_readonly(false);
+        fs::set_permissions(path, permissions).unwrap();
+    }
+}
+
+/// Would catch: a stream of a file, or a device, that is taken for a file.
+#[cfg(windows)]
+#[test]
+fn names_that_are_no_files_are_refused() {
+    let folder = Folder::new();
+    let source = folder.path("source");
+    fs::write(&source, pattern(1000)).unwrap();
+    fails(&run(&[], &source, &folder.path("copy:stream")), "no name for a file");
+    let device = run(&[], &source, Path::new("NUL"));
+    assert_eq!(device.status.code(), Some(1), "{device:?}");
+    assert_eq!(folder.names(), ["source"]);
+}
+
 /// Would catch: holes that are filled, data that is taken for a hole, times and permissions that
 /// are lost.
+#[cfg(unix)]
 #[test]
 fn holes_times_and_permissions_are_kept() {
     let folder = Folder::new();
@@ -153,11 +200,17 @@ fn what_cannot_be_copied_leaves_nothing() {
     fails(&run(&[], &folder.0, &copied), "no regular file");
     fails(&run(&[], &source, &folder.path("no/where")), "where");
     fails(&run(&[], &source, &source), "source itself");
-    symlink(&source, folder.path("link")).unwrap();
-    fails(&run(&[], &source, &folder.path("link")), "source itself");
+    #[cfg(unix)]
+    {
+        symlink(&source, folder.path("link")).unwrap();
+        fails(&run(&[], &source, &folder.path("link")), "source itself");
+        fs::remove_file(folder.path("link")).unwrap();
+    }
+    #[cfg(windows)]
+    fails(&run(&[], &source, &folder.path("SOURCE")), "source itself");
     let output = run(&["--depth", "0"], &source, &copied);
     assert_eq!(output.status.code(), Some(2));
-    assert_eq!(folder.names(), ["link", "source"]);
+    assert_eq!(folder.names(), ["source"]);
     assert!(fs::read(&source).unwrap() == pattern(1000));
     // Into a folder, under the source's name.
     fs::create_dir(folder.path("folder")).unwrap();
@@ -166,6 +219,7 @@ fn what_cannot_be_copied_leaves_nothing() {
 }
 
 /// Would catch: a destination that is gone, or half of the new one, after an interruption.
+#[cfg(unix)]
 #[test]
 fn an_interrupted_copy_leaves_what_was_there() {
     let folder = Folder::new();
@@ -198,6 +252,7 @@ fn an_interrupted_copy_leaves_what_was_there() {
 }
 
 /// Would catch: half a copy on a full disk.
+#[cfg(unix)]
 #[test]
 fn a_full_disk_leaves_nothing() {
     let folder = Folder::new();

@@ -1,13 +1,12 @@
 //! `wharf serve --files` as clients see it: by hand, byte by byte, and through curl and wget, which
 //! nobody here wrote.
 
-#![cfg(unix)]
-
+#[cfg(unix)]
+use std::os::unix::fs::symlink;
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
-    os::unix::fs::symlink,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU64, Ordering},
@@ -15,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+#[cfg(unix)]
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -47,6 +47,7 @@ impl Server {
         fs::write(site.join("small.txt"), "0123456789").unwrap();
         fs::write(site.join("large.bin"), pattern(0, 5_000_000)).unwrap();
         fs::create_dir(site.join("bare")).unwrap();
+        #[cfg(unix)]
         symlink("../secret", site.join("way-out")).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_wharf"))
             .args(["serve", "--tcp", "127.0.0.1:0", "--json", "--files"])
@@ -83,12 +84,25 @@ impl Server {
         format!("http://{}{path}", self.address)
     }
 
+    #[cfg(unix)]
     fn term(&self) {
         let child = self.child.as_ref().expect("running");
         kill_process(Pid::from_child(child), Signal::TERM).expect("our own child");
     }
 
+    /// Asks it to stop, and looks at what it says then. (On Windows nothing here can ask.)
+    fn stop(self, look: impl FnOnce(Value)) {
+        #[cfg(unix)]
+        {
+            self.term();
+            look(self.ended());
+        }
+        #[cfg(windows)]
+        drop((self, look));
+    }
+
     /// Waits for the end and what is said then.
+    #[cfg(unix)]
     fn ended(mut self) -> Value {
         let output = self.child.take().expect("running").wait_with_output().expect("it ends");
         assert!(output.status.success(), "{output:?}");
@@ -193,9 +207,9 @@ fn files_are_served() {
     let answer = client.ask("GET", "/below", "");
     assert_eq!((answer.status, answer.header("Location")), (301, Some("/below/")));
     drop(client);
-    server.term();
-    let said = server.ended();
-    assert_eq!((&said["requests"], &said["connections"]["failed"]), (&13.into(), &0.into()));
+    server.stop(|said| {
+        assert_eq!((&said["requests"], &said["connections"]["failed"]), (&13.into(), &0.into()));
+    });
 }
 
 /// Would catch: a part that is not the one that was asked for.
@@ -272,6 +286,11 @@ fn what_is_not_there_is_not_served() {
         "/way-out",
         "//secret",
         "/%00",
+        "/..%5csecret",
+        "/below%5c..%5c..%5csecret",
+        "/small.txt::$DATA",
+        "/C:/windows/win.ini",
+        "/NUL",
     ] {
         let answer = client.ask("GET", path, "");
         assert_eq!((answer.status, &answer.body[..]), (404, &b"404 Not Found\n"[..]), "{path}");
@@ -351,8 +370,7 @@ fn idle_connections_are_closed() {
     let mut kept = server.connect();
     assert_eq!(kept.ask("GET", "/", "").status, 200);
     assert!(silent.is_over() && slow.is_over() && kept.is_over());
-    server.term();
-    assert_eq!(server.ended()["connections"]["finished"], 3);
+    server.stop(|said| assert_eq!(said["connections"]["finished"], 3));
 }
 
 /// Would catch: clients that take nothing and keep their connection, or whose answer is cut though
@@ -389,6 +407,7 @@ fn clients_that_take_nothing_are_let_go() {
 }
 
 /// Would catch: an answer that is cut by a drain, or an idle connection that holds it up.
+#[cfg(unix)]
 #[test]
 fn a_drain_finishes_what_was_begun() {
     let server = Server::start(&["--drain", "30"]);
@@ -429,8 +448,7 @@ fn many_clients_are_served_at_once() {
             });
         }
     });
-    server.term();
-    assert_eq!(server.ended()["requests"], 400);
+    server.stop(|said| assert_eq!(said["requests"], 400));
 }
 
 /// Whether a program is there; a test that needs it is skipped otherwise.

@@ -4,6 +4,7 @@
 //! at when the answer to the last one has been sent.
 
 use std::{
+    fs::File,
     io, mem,
     net::Shutdown,
     sync::{
@@ -13,24 +14,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wharf::{Buf, ErrorKind, Result, Stream, Transmit};
+use wharf::{Buf, ErrorKind, Result, Start, Stream, Transmit};
 
 use super::{
     http::{self, Head, Method, Parsed, Part, Request, Selection, Status, Version},
     service::{Key, Totals},
     site::{Found, Site},
 };
+use crate::system;
 
 /// How long a connection is kept that is over for us, so that its peer reads the last answer
 /// before it learns of the end, and how much is read meanwhile.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 << 10;
+/// The most bytes of a file that one operation sends: where the system cannot tell peers that take
+/// nothing from those that take it slowly, every operation has to be over in a time.
+const PIECE_MAX: u64 = if system::LIMITS_SENDS { u64::MAX } else { 256 << 10 };
 
 /// Answers requests with files.
 #[derive(Debug)]
 pub(super) struct Files {
     site: Site,
     totals: Arc<Totals>,
+    /// How long a peer may take to take what it gets.
+    patience: Duration,
 }
 
 /// What has been exchanged on a connection.
@@ -48,12 +55,21 @@ pub(super) struct Exchange {
 struct State {
     /// What has come and was not looked at.
     pending: Vec<u8>,
-    /// Operations of the answer that are not over.
-    outstanding: usize,
+    /// What of the answer is to be sent after what is being sent, the next one last.
+    rest: Vec<Piece>,
     /// The answer is the last one.
     last: bool,
     /// The last answer has been sent: so much may still be read.
     lingering: Option<usize>,
+}
+
+/// A part of a file, with what is sent before and after it.
+#[derive(Debug)]
+struct Piece {
+    file: Arc<File>,
+    head: Vec<u8>,
+    part: Part,
+    tail: Vec<u8>,
 }
 
 /// Where a connection stands after a packet.
@@ -100,8 +116,14 @@ impl Exchange {
 }
 
 impl Files {
-    pub(super) fn new(site: Site, totals: Arc<Totals>) -> Self {
-        Self { site, totals }
+    pub(super) fn new(site: Site, totals: Arc<Totals>, patience: Duration) -> Self {
+        Self { site, totals, patience }
+    }
+
+    /// How everything that is sent is started.
+    fn start<'a>(&self, stream: &'a Stream<Key>) -> Start<'a, Stream<Key>, ()> {
+        let start = stream.start();
+        if system::LIMITS_SENDS { start } else { start.deadline(self.patience) }
     }
 
     /// Something has come, or the end.
@@ -144,13 +166,13 @@ impl Files {
         result: Result<usize>,
     ) -> Result<Then> {
         let mut state = exchange.lock();
-        state.outstanding = state.outstanding.saturating_sub(1);
         if let Err(error) = result {
             // What is behind it must not be taken for what is missing.
             stream.close();
             return Err(error);
         }
-        if state.outstanding > 0 {
+        if let Some(piece) = state.rest.pop() {
+            self.transmit(stream, &mut state, piece)?;
             return Ok(Then::GoesOn);
         }
         exchange.waits();
@@ -186,8 +208,8 @@ impl Files {
             Parsed::Bad(status) => {
                 log::debug!("no request: {status:?}");
                 exchange.answering.store(true, Ordering::Relaxed);
-                (state.outstanding, state.last) = (1, true);
-                stream.send(http::plain(status, false, true, &[]))?;
+                state.last = true;
+                self.start(stream).send(http::plain(status, false, true, &[]))?;
             }
             Parsed::Request(mut request, length) => {
                 state.pending = bytes[length..].to_vec();
@@ -205,10 +227,10 @@ impl Files {
         let plain = |status, more: &[(&str, &str)]| {
             http::plain(status, request.keep_alive, request.method != Method::Head, more)
         };
-        state.outstanding = 1;
         if request.method == Method::Other {
             let answer = plain(Status::MethodNotAllowed, &[("Allow", "GET, HEAD")]);
-            return Ok(stream.send(answer)?);
+            self.start(stream).send(answer)?;
+            return Ok(());
         }
         let answer = match self.site.find(&request.path) {
             Ok(Found::File { file, metadata, kind }) => {
@@ -226,7 +248,8 @@ impl Files {
                 plain(trouble(&error), &[])
             }
         };
-        Ok(stream.send(answer)?)
+        self.start(stream).send(answer)?;
+        Ok(())
     }
 
     fn send(
@@ -234,7 +257,7 @@ impl Files {
         stream: &Stream<Key>,
         state: &mut State,
         request: &Request,
-        file: std::fs::File,
+        file: File,
         version: &Version,
         kind: &str,
     ) -> Result<()> {
@@ -254,37 +277,55 @@ impl Files {
                 (head, part)
             }
             Selection::Several(parts) => {
-                return send_parts(stream, state, file, kind, length, &parts, begin);
+                state.rest = several(file, kind, length, &parts, begin);
+                let Some(first) = state.rest.pop() else { return Ok(()) };
+                return self.transmit(stream, state, first);
             }
             Selection::No(Status::NotModified) => {
-                return Ok(stream.send(begin(Status::NotModified).end())?);
+                self.start(stream).send(begin(Status::NotModified).end())?;
+                return Ok(());
             }
             Selection::No(status) => {
                 let range = format!("bytes */{length}");
                 let more = [("Content-Range", range.as_str())];
                 let more = if status == Status::RangeNotSatisfiable { &more[..] } else { &[] };
                 let with_body = request.method != Method::Head;
-                return Ok(stream.send(http::plain(status, keep_alive, with_body, more))?);
+                self.start(stream).send(http::plain(status, keep_alive, with_body, more))?;
+                return Ok(());
             }
         };
         if request.method == Method::Head || part.length == 0 {
-            return Ok(stream.send(head.end())?);
+            self.start(stream).send(head.end())?;
+            return Ok(());
         }
-        let transmit = Transmit::new(file).head(head.end()).part(part.from, part.length);
-        stream.transmit(transmit).map_err(|refused| refused.error)
+        let (file, tail) = (Arc::new(file), Vec::new());
+        self.transmit(stream, state, Piece { file, head: head.end(), part, tail })
+    }
+
+    /// Sends as much of a piece as one operation may.
+    fn transmit(&self, stream: &Stream<Key>, state: &mut State, piece: Piece) -> Result<()> {
+        let Piece { file, head, part: Part { from, length }, tail } = piece;
+        let now = length.min(PIECE_MAX);
+        let mut transmit = Transmit::new(file.clone()).head(head).part(from, now);
+        if now < length {
+            let part = Part { from: from + now, length: length - now };
+            state.rest.push(Piece { file, head: Vec::new(), part, tail });
+        } else if !tail.is_empty() {
+            transmit = transmit.tail(tail);
+        }
+        self.start(stream).transmit(transmit).map_err(|refused| refused.error)?;
+        Ok(())
     }
 }
 
-/// Sends several parts of a file, each with a head of its own.
-fn send_parts(
-    stream: &Stream<Key>,
-    state: &mut State,
-    file: std::fs::File,
+/// Several parts of a file, each with a head of its own: the first one last.
+fn several(
+    file: File,
     kind: &str,
     length: u64,
     parts: &[Part],
     begin: impl FnOnce(Status) -> Head,
-) -> Result<()> {
+) -> Vec<Piece> {
     let heads: Vec<_> = parts.iter().map(|&part| http::part_head(kind, part, length)).collect();
     let end = http::parts_end();
     let content = heads.iter().map(|head| head.len() as u64).sum::<u64>()
@@ -295,17 +336,16 @@ fn send_parts(
         .with("Content-Length", content)
         .end();
     let file = Arc::new(file);
-    state.outstanding = parts.len();
-    for (number, (part, part_head)) in parts.iter().zip(heads).enumerate() {
+    let piece = |(&part, part_head): (&Part, String)| {
         head.extend_from_slice(part_head.as_bytes());
-        let transmit = Transmit::new(file.clone()).head(mem::take(&mut head));
-        let mut transmit = transmit.part(part.from, part.length);
-        if number + 1 == parts.len() {
-            transmit = transmit.tail(end.clone().into_bytes());
-        }
-        stream.transmit(transmit).map_err(|refused| refused.error)?;
+        Piece { file: file.clone(), head: mem::take(&mut head), part, tail: Vec::new() }
+    };
+    let mut pieces: Vec<_> = parts.iter().zip(heads).map(piece).collect();
+    if let Some(last) = pieces.last_mut() {
+        last.tail = end.into_bytes();
     }
-    Ok(())
+    pieces.reverse();
+    pieces
 }
 
 /// What a client is told of trouble that is not its own.

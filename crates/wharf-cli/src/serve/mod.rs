@@ -9,7 +9,6 @@ mod files;
 mod http;
 mod ports;
 mod service;
-#[cfg_attr(windows, path = "site_windows.rs")]
 mod site;
 mod supervisor;
 
@@ -61,7 +60,7 @@ pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
 
     let begin = Instant::now();
     let idle = site.is_some().then_some(options.idle);
-    let files = site.map(|site| Files::new(site, totals.clone()));
+    let files = site.map(|site| Files::new(site, totals.clone(), options.idle));
     // All of them have the same.
     let driver = groups.first().map_or(options.driver, |group| group.port.driver());
     let server = Server::new(options.service, options.size, files, totals.clone(), driver);
@@ -127,7 +126,7 @@ fn listen(
         let listener = port
             .listen(&*found, Key::Listener)
             .with_context(|| format!("cannot listen on {address}"))?;
-        if options.files.is_some() {
+        if options.files.is_some() && system::LIMITS_SENDS {
             // Connections have it from their listener: one that takes nothing ends.
             system::limit_sends(&SockRef::from(&listener), options.idle)
                 .context("cannot limit how long a client takes")?;

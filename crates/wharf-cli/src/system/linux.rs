@@ -66,6 +66,9 @@ pub(crate) fn run_on(processors: &[usize]) -> io::Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
+/// Whether the system can end connections whose peers take nothing: see [`limit_sends`].
+pub(crate) const LIMITS_SENDS: bool = true;
+
 /// Lets the connections of a listener end when what is sent is not taken for so long.
 pub(crate) fn limit_sends(listener: &SockRef<'_>, patience: Duration) -> io::Result<()> {
     listener.set_tcp_user_timeout(Some(patience))
@@ -94,6 +97,14 @@ impl Ending {
             }
         }
     }
+}
+
+/// Sets `stop` at every wish that this program ends.
+pub(crate) fn stop(stop: Arc<AtomicBool>) -> io::Result<()> {
+    for signal in [SIGINT, SIGTERM] {
+        flag::register(signal, stop.clone())?;
+    }
+    Ok(())
 }
 
 /// Sets `stop` at the first wish that this program ends; at the second it does.

@@ -56,7 +56,10 @@ pub(crate) fn limits() -> Vec<Limit> {
     }]
 }
 
-/// Only the servers of files need it, which there are none of.
+/// The system does not end a connection whose peer lives and takes nothing.
+pub(crate) const LIMITS_SENDS: bool = false;
+
+/// It does not do that.
 pub(crate) fn limit_sends(_listener: &SockRef<'_>, _patience: Duration) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
@@ -103,6 +106,11 @@ impl Ending {
             }
         }
     }
+}
+
+/// Sets `stop` at every wish that this program ends.
+pub(crate) fn stop(stop: Arc<AtomicBool>) -> io::Result<()> {
+    ctrlc::set_handler(move || stop.store(true, Ordering::SeqCst)).map_err(io::Error::other)
 }
 
 /// Sets `stop` at the first wish that this program ends; at the second it does.

@@ -3,10 +3,21 @@
 //! What is written goes to a file beside the destination, which gets the destination's name when
 //! all of it is there, and is removed otherwise.
 
+cfg_select! {
+    windows => {
+        mod windows;
+        use windows as platform;
+    }
+    _ => {
+        mod linux;
+        use linux as platform;
+    }
+}
+
 use std::{
     fs::{self, File, FileTimes},
     io,
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
+    ops::Range,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -17,17 +28,13 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
-use rustix::fs::{SeekFrom, seek};
 use serde::Serialize;
-use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    flag,
-};
 use wharf::{Buf, Builder, Op, OpenOptions, Port, Wait};
 
 use crate::{
     cli::Copy,
     output::{self, bytes},
+    system,
 };
 
 /// How often it looks whether it is to stop.
@@ -64,18 +71,18 @@ struct Summary {
 /// Copies a file.
 pub(crate) fn run(options: &Copy) -> anyhow::Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        flag::register(signal, stop.clone()).context("cannot handle signals")?;
-    }
+    system::stop(stop.clone()).context("cannot handle signals")?;
     let begin = Instant::now();
     let source = &options.source;
     let destination = destination(source, &options.destination)?;
     let said = |path: &Path| format!("cannot read {}", path.display());
+    // Looked at before it is opened: opening may wait (a FIFO), or be refused (a folder on Windows).
+    let metadata = fs::metadata(source).with_context(|| said(source))?;
+    ensure!(metadata.is_file(), "{} is no regular file", source.display());
     let original = File::open(source).with_context(|| said(source))?;
     let metadata = original.metadata().with_context(|| said(source))?;
-    ensure!(metadata.is_file(), "{} is no regular file", source.display());
     if let Ok(there) = fs::metadata(&destination) {
-        let same = (there.dev(), there.ino()) == (metadata.dev(), metadata.ino());
+        let same = platform::are_same(source, &destination).with_context(|| said(source))?;
         ensure!(!same, "{} is the source itself", destination.display());
         ensure!(there.is_file(), "{} is there and no regular file", destination.display());
     }
@@ -96,16 +103,16 @@ pub(crate) fn run(options: &Copy) -> anyhow::Result<()> {
     if options.verify {
         copier.verify(metadata.len())?;
     }
-    let copy = copier.plain;
-    copy.set_permissions(fs::Permissions::from_mode(metadata.mode() & 0o777))
-        .with_context(writing)?;
+    let (copy, bar) = copier.end();
     let times = FileTimes::new().set_accessed(metadata.accessed()?);
     copy.set_times(times.set_modified(metadata.modified()?)).with_context(writing)?;
+    copy.set_permissions(platform::permissions(&metadata)).with_context(writing)?;
     if options.sync {
         copy.sync_all().with_context(writing)?;
     }
+    drop(copy);
     temporary.become_it(&destination).with_context(writing)?;
-    copier.bar.finish_and_clear();
+    bar.finish_and_clear();
 
     let seconds = begin.elapsed().as_secs_f64();
     let summary = Summary { bytes: metadata.len(), copied, seconds, verified: options.verify };
@@ -141,7 +148,7 @@ struct Temporary {
 
 impl Temporary {
     fn new(destination: &Path) -> anyhow::Result<Self> {
-        let Some(name) = destination.file_name() else {
+        let Some(name) = destination.file_name().filter(|name| platform::is_name(name)) else {
             bail!("{} is no name for a file", destination.display());
         };
         for number in 0..100 {
@@ -150,8 +157,9 @@ impl Temporary {
             hidden.push(format!(".{}-{number}.part", std::process::id()));
             let path = destination.with_file_name(hidden);
             // Nobody else reads what is not whole yet.
-            let made = File::options().write(true).create_new(true).mode(0o600).open(&path);
-            match made {
+            let mut options = File::options();
+            platform::make_private(&mut options);
+            match options.write(true).create_new(true).open(&path) {
                 Ok(_) => return Ok(Self { path }),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => {
@@ -184,18 +192,8 @@ fn data(file: &File, length: u64, block: usize) -> io::Result<Vec<Block>> {
     let mut blocks = Vec::new();
     let mut at = 0;
     while at < length {
-        let begin = match seek(file, SeekFrom::Data(at)) {
-            Ok(begin) => begin,
-            // Nothing but a hole is left.
-            Err(rustix::io::Errno::NXIO) => break,
-            // It does not know of holes.
-            Err(rustix::io::Errno::INVAL) => at,
-            Err(error) => return Err(error.into()),
-        };
-        let end = match seek(file, SeekFrom::Hole(begin)) {
-            Ok(end) => end.min(length),
-            Err(rustix::io::Errno::INVAL) => length,
-            Err(error) => return Err(error.into()),
+        let Some(Range { start: begin, end }) = platform::next_data(file, at, length)? else {
+            break;
         };
         // Whole blocks, so that direct I/O finds everything aligned.
         let unit = block as u64;
@@ -338,14 +336,18 @@ impl<'a> Copier<'a> {
         Ok(())
     }
 
+    /// Closes all that was written to, which may set times: what is left has written nothing.
+    fn end(self) -> (File, ProgressBar) {
+        (self.plain, self.bar)
+    }
+
     /// Reads both files again and compares them.
     fn verify(&self, length: u64) -> anyhow::Result<()> {
         self.bar.set_message("verifying");
         // From the disk, as far as the system can be made to.
         self.unaligned.sync_data()?;
         self.next()?.result?;
-        let advice = rustix::fs::Advice::DontNeed;
-        if let Err(error) = rustix::fs::fadvise(&self.plain, 0, None, advice) {
+        if let Err(error) = platform::forget(&self.plain) {
             log::debug!("the copy stays in memory: {error}");
         }
         let unit = self.block as u64;
