@@ -33,6 +33,7 @@ const WHARF_SERVICES: &[(&str, &[&str])] = &[
     ("files:epoll", &["serve", "--tcp", "127.0.0.1:0"]),
     ("flood:separate", FLOODED),
     ("flood:one-port", FLOODED),
+    ("copy", &["copy"]),
 ];
 
 /// Two kinds of service. Whether they share a port the scenario says.
@@ -308,8 +309,10 @@ impl Candidate {
         } else if let Some(args) = own {
             let workers = start.wharf_workers.max(threads).to_string();
             command.args(args).arg("--json");
-            command.args(["--concurrency", &threads.to_string(), "--workers", &workers]);
-            command.args(["--size", &size]);
+            if args[0] == "serve" {
+                command.args(["--concurrency", &threads.to_string(), "--workers", &workers]);
+                command.args(["--size", &size]);
+            }
         } else {
             command.args(["--tcp", "127.0.0.1:0", "--service", &self.service]);
             command.args(["--threads", &threads.to_string(), "--size", &size]);

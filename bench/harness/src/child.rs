@@ -105,6 +105,21 @@ impl Running {
         }
     }
 
+    /// Waits until the child has ended, and done what it was to do.
+    pub fn finish(&mut self, timeout: Duration) -> Result<(), Failure> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            self.stop.check()?;
+            if let Some(status) = self.child.try_wait()? {
+                return if status.success() { Ok(()) } else { Err(self.ended(status)) };
+            }
+            if Instant::now() >= deadline {
+                return Err(Failure(format!("not done within {} s", timeout.as_secs())));
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+    }
+
     /// Asks the child to end, and does not wait for that.
     pub fn ask_to_end(&mut self) {
         self.signal(Signal::SIGTERM);

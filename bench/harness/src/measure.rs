@@ -29,14 +29,19 @@ fn nanoseconds(clock: ClockId) -> Result<u64, Failure> {
     Ok(u64::try_from(Duration::from(clock_gettime(clock)?).as_nanos())?)
 }
 
-/// The CPU time that this process has used, and its children that have ended, in nanoseconds.
-pub fn own_cpu_ns() -> Result<u64, Failure> {
+/// The CPU time that this process's children have used that have ended, in nanoseconds.
+pub fn children_cpu_ns() -> Result<u64, Failure> {
     let children = getrusage(UsageWho::RUSAGE_CHILDREN)?;
     let microseconds = [children.user_time(), children.system_time()]
         .iter()
         .map(|it| it.tv_sec() * 1_000_000 + it.tv_usec())
         .sum::<i64>();
-    Ok(cpu_ns(std::process::id())? + u64::try_from(microseconds)? * 1000)
+    Ok(u64::try_from(microseconds)? * 1000)
+}
+
+/// And with what this process has used itself.
+pub fn own_cpu_ns() -> Result<u64, Failure> {
+    Ok(cpu_ns(std::process::id())? + children_cpu_ns()?)
 }
 
 /// A process and those that it has started, and so on.
