@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::statvfs::statvfs;
-use nix::unistd::sync;
 
 use crate::Failure;
 use crate::candidate::{Candidate, Start};
@@ -45,7 +44,7 @@ impl Scenario for Copy {
         "
 A file of `size` MiB without holes is copied within the folder for temporary files: by `wharf copy`,
 by `cp -p` and by `dd bs=1M`. The source is in the page cache: all of it is read before each window.
-The copy is a new file, and what the windows before have written is on the disk or removed.
+The copy is a new file, and removed before the next window, so that nobody pays for another's copy.
 
 With `sync` 0 nobody waits for the disk: what is measured is the way from the page cache to the page
 cache. With `sync` 1 everybody does: `wharf copy --sync`, `dd conv=fsync`, and for cp, which has no
@@ -89,7 +88,6 @@ threads that write to the disk later."
         room(&folder, length)?;
         // Whatever was thrown out of the page cache meanwhile.
         io::copy(&mut File::open(&source)?, &mut io::sink())?;
-        sync();
 
         let text = |path: &Path| path.display().to_string();
         let (from, to) = (text(&source), text(&copy.0));
