@@ -1,18 +1,17 @@
 //! `wharf doctor`: what this machine offers, and what is in the way.
 
-#[cfg(target_os = "linux")]
-use std::net::UdpSocket;
 use std::{
     io::{Read, Write},
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
     thread,
     time::Duration,
 };
 
 use serde::Serialize;
-#[cfg(target_os = "linux")]
-use wharf::rio::{CompletionQueue, Event, Quota, Region};
-use wharf::{Buf, Builder, Driver, Op, Port, Wait};
+use wharf::{
+    Buf, Builder, Driver, Op, Port, Wait,
+    rio::{CompletionQueue, Event, Quota, Region},
+};
 
 use crate::{cli::Doctor, output, system};
 
@@ -176,7 +175,6 @@ fn chosen(driver: Driver, fallback: Option<&wharf::Error>, works: &str) -> (&'st
 
 impl Carrier {
     /// Makes a completion queue as a program would, and has a datagram come through it.
-    #[cfg(target_os = "linux")]
     fn of_registered_io() -> Self {
         let works = "a completion queue was made, and told of a datagram";
         let mut queue = match CompletionQueue::event(1) {
@@ -194,15 +192,9 @@ impl Carrier {
             }
         }
     }
-
-    #[cfg(not(target_os = "linux"))]
-    fn of_registered_io() -> Self {
-        Self { driver: None, reason: "wharf has Registered I/O on Linux only".to_owned() }
-    }
 }
 
 /// Has a datagram come through a queue.
-#[cfg(target_os = "linux")]
 fn datagram(queue: &mut CompletionQueue<Event>) -> Result<(), Box<dyn std::error::Error>> {
     const GREETING: &[u8] = b"how do you do";
     let region = Region::new(1, GREETING.len())?;

@@ -50,7 +50,6 @@ mod file;
 mod port;
 mod probe;
 pub mod raw;
-#[cfg(target_os = "linux")]
 pub mod rio;
 mod start;
 mod stats;

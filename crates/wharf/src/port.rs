@@ -171,7 +171,6 @@ impl Builder {
             raw: self.build_raw()?,
             handles: Mutex::new(Slab::new()),
             posts: Mutex::new(Vec::new()),
-            #[cfg(target_os = "linux")]
             notifiers: Mutex::new(Vec::new()),
         });
         Ok(Port { owner: Arc::new(Owner { shared }) })
@@ -194,8 +193,7 @@ pub(crate) struct PortShared<K: 'static, M: 'static> {
     /// Idle blocks for posted values.
     posts: Mutex<Vec<Box<Block<K, M>>>>,
     /// What posts values when something happens: to be closed with the port.
-    #[cfg(target_os = "linux")]
-    pub(crate) notifiers: Mutex<Vec<Weak<raw::Handle>>>,
+    pub(crate) notifiers: Mutex<Vec<Weak<raw::Notifier>>>,
 }
 
 impl<K, M> fmt::Debug for PortShared<K, M> {
@@ -828,9 +826,8 @@ impl<K, M> PortShared<K, M> {
             // Nobody handles packets any more, and gives turns back.
             handle.raw.set_serial(false);
         }
-        #[cfg(target_os = "linux")]
         for notifier in lock(&self.notifiers).drain(..).filter_map(|it| it.upgrade()) {
-            notifier.close();
+            self.disappoint(&notifier);
         }
     }
 

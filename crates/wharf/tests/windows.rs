@@ -8,13 +8,6 @@ fn builder() -> wharf::Builder {
     wharf::Builder::new().driver(wharf::Driver::Iocp)
 }
 
-/// So that it is counted as long as there is nothing to test.
-#[test]
-fn registered_io() {
-    let reason = "no Wine has it, and the library does not use it on Windows yet";
-    conformance::support::skip("registered_io", reason);
-}
-
 /// Would catch: a choice of driver that is not heeded, or that takes one of another system.
 #[test]
 fn the_drivers_of_other_systems_are_refused() {

@@ -48,10 +48,15 @@ pub(crate) mod operation;
 pub(crate) mod port;
 cfg_select! {
     windows => {
+        mod bell;
         mod kernel;
         use self::kernel as dispatch;
+        /// What posts a packet when something happens.
+        pub(crate) use self::bell::Bell as Notifier;
     }
     _ => {
+        /// What posts a packet when something happens.
+        pub(crate) use self::handle::Handle as Notifier;
         mod lanes;
         pub(crate) mod schedule;
         mod watch;

@@ -55,6 +55,9 @@ pub(crate) struct Setup {
 pub(crate) enum Entry {
     /// A packet somebody posted.
     Posted { bytes: usize, key: usize, operation: *mut Operation },
+    /// A packet that was promised, and comes to nothing.
+    #[cfg(windows)]
+    Cancelled(*mut Operation),
     /// An operation that is over.
     Ready(*mut Operation),
     /// An operation that waited for a pooled buffer.
@@ -287,6 +290,12 @@ impl Shared {
         match entry {
             Entry::Posted { bytes, key, operation } => {
                 taking.completion = Completion::posted(bytes, key, operation);
+                true
+            }
+            #[cfg(windows)]
+            Entry::Cancelled(operation) => {
+                taking.completion = Completion::posted(0, 0, operation);
+                taking.completion.status = -sys::CANCELLED;
                 true
             }
             // SAFETY: the entry was made for an operation in flight with nothing outstanding, and

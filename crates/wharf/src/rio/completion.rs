@@ -90,7 +90,7 @@ impl Completion {
     }
 
     /// How many bytes a datagram had that was larger than the slice: the slice is full, the rest is
-    /// lost. None: it fitted.
+    /// lost. None: it fitted. (Windows does not tell how many: one more than the slice's.)
     #[must_use]
     #[doc(alias = "WSAEMSGSIZE")]
     pub fn truncated(&self) -> Option<usize> {

@@ -1,15 +1,12 @@
 //! What the system writes before a datagram: into the headroom of its slice.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    ptr,
-};
+use std::net::{IpAddr, SocketAddr};
 
 use super::{
     engine::Traits,
     region::{HEADROOM, Slice},
 };
-use crate::sys::udp::control::{Facts, read_address};
+use crate::sys::control::{Facts, read_address};
 
 /// The layout of it: four lengths and flags, then the address, then control messages. io_uring
 /// writes it so; elsewhere it is written likewise.
@@ -25,17 +22,18 @@ pub(super) struct Head {
 const LENGTHS: usize = 16;
 
 /// An address of IPv4, and one of IPv6.
-const NAMES: [usize; 2] = [size_of::<libc::sockaddr_in>(), size_of::<libc::sockaddr_in6>()];
+const NAMES: [usize; 2] = [16, 28];
 
 /// The control messages that are ever asked for: a size, and the address that was sent to. A socket
 /// of both families tells that twice.
-const CONTROL: usize = space(4) + space(size_of::<libc::in_pktinfo>()) + SPACE_6;
-const SPACE_6: usize = space(size_of::<libc::in6_pktinfo>());
+const CONTROL: usize = space(4) + space(PACKET_INFO[0]) + space(PACKET_INFO[1]);
+/// Of IPv4 (Windows has less of it), and of IPv6.
+const PACKET_INFO: [usize; 2] = [12, 20];
 
 /// The room that a control message with so many bytes takes: they come after a length, a level and
 /// a type.
 const fn space(bytes: usize) -> usize {
-    size_of::<libc::cmsghdr>() + bytes.next_multiple_of(size_of::<usize>())
+    size_of::<usize>() + 8 + bytes.next_multiple_of(size_of::<usize>())
 }
 
 const _: () = assert!(LENGTHS + NAMES[1] + CONTROL <= HEADROOM);
@@ -71,15 +69,16 @@ impl Head {
     }
 
     /// Where the address goes and where the control messages go; null where there are none.
+    #[cfg(target_os = "linux")]
     pub(super) fn places(self, slice: &Slice) -> [*mut u8; 2] {
-        let start = slice.start();
+        let (start, null) = (slice.start(), std::ptr::null_mut());
         // SAFETY: both lie in the headroom, which is before every slice and is its.
         unsafe {
             let control = start.sub(self.control());
             let name = control.sub(self.name());
             [
-                if self.name == 0 { ptr::null_mut() } else { name },
-                if self.control == 0 { ptr::null_mut() } else { control },
+                if self.name == 0 { null } else { name },
+                if self.control == 0 { null } else { control },
             ]
         }
     }
@@ -93,6 +92,22 @@ impl Head {
         }
     }
 
+    /// Writes all of it, from where the system has put it: the address, the control messages, and
+    /// how long the datagram is. What there is no room for is left out.
+    #[cfg(windows)]
+    pub(super) fn write(self, slice: &mut Slice, [name, control]: [&[u8]; 2], whole: usize) {
+        if self == Self::NONE {
+            return;
+        }
+        let name = &name[..name.len().min(self.name())];
+        let control = &control[..control.len().min(self.control())];
+        let lengths = [name.len(), control.len(), whole];
+        self.write_lengths(slice, lengths.map(|it| u32::try_from(it).unwrap_or(u32::MAX)));
+        let room = &mut slice.headroom_mut(self.bytes())[LENGTHS..];
+        room[..name.len()].copy_from_slice(name);
+        room[self.name()..][..control.len()].copy_from_slice(control);
+    }
+
     /// The lengths that were written: of the address, of the control messages, of the datagram.
     fn lengths(self, slice: &Slice) -> [usize; 3] {
         let head = slice.headroom(self.bytes());
@@ -103,6 +118,7 @@ impl Head {
     }
 
     /// How long the datagram was before it was cut off.
+    #[cfg(target_os = "linux")]
     #[inline]
     pub(super) fn whole(self, slice: &Slice) -> usize {
         self.lengths(slice)[2]

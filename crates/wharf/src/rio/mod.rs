@@ -46,7 +46,7 @@
 //!
 //! # What carries a queue
 //!
-//! io_uring, from Linux 6.0 on. Where that is refused (many containers do) or older, plain calls
+//! On Linux io_uring, from 6.0 on. Where that is refused (many containers do) or older, plain calls
 //! that do not wait and move many datagrams at once (recvmmsg, sendmmsg), and epoll.
 //! [`CompletionQueue::driver`] says which it is, [`CompletionQueue::fallback`] why, and
 //! [`Builder::driver`] decides. Everything here is true of both, but on plain calls
@@ -58,6 +58,13 @@
 //!   outstanding, the queue's calls take what they work on back from it, by a lock;
 //! - each look is a system call for each socket that may have something. With more than eight
 //!   sockets, or notifications, epoll says which do.
+//!
+//! On Windows, overlapped calls on a completion port of the queue's own ([`Driver::Iocp`]): a
+//! system call for each datagram that is received or sent, and one for up to 16 requests of a
+//! stream. The queue has a thread of its own from the first `notify` on, as above; its calls take a
+//! lock; and by how much a datagram was too large for its slice is not told.
+//!
+//! [`Driver::Iocp`]: crate::Driver::Iocp
 //!
 //! # One owner
 //!
@@ -116,8 +123,8 @@
 //!
 //! The kernel writes to a slice only while a request has it, and a request's slice has no name: it
 //! is in the queue, which gives it to nobody before the kernel is done with it. A slice keeps its
-//! region mapped. On plain calls the kernel knows a slice only during a call. On io_uring a queue
-//! that is dropped waits until the kernel has let go of every slice; if it will not (for five
+//! region mapped. On plain calls the kernel knows a slice only during a call. On io_uring and
+//! on Windows a queue that is dropped waits until the kernel has let go of every slice; if it will not (for five
 //! seconds), or if the queue is forgotten, the slices and their region stay for ever. So no order
 //! of dropping, no `mem::forget` and no panic lets the kernel write to memory that is freed or in
 //! other use.

@@ -1,11 +1,17 @@
 //! How the owner of a completion queue learns that there is something in it.
 
+#[cfg(windows)]
+use std::marker::PhantomData;
 use std::{
     fmt,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
 };
+
+#[cfg(unix)]
+use std::os::fd::{AsFd, BorrowedFd};
+#[cfg(windows)]
+use std::os::windows::io::{AsHandle, BorrowedHandle};
 
 use super::{
     CompletionQueue,
@@ -17,9 +23,8 @@ use crate::{
     error::{Error, ErrorKind, Refused, Result},
     port::{Port, PortShared},
     raw,
-    raw::Request,
     sync::lock,
-    sys::signal,
+    sys::{BorrowedFile, OwnedFile, signal},
 };
 
 /// The notification of a queue that is polled: none.
@@ -27,19 +32,29 @@ use crate::{
 #[non_exhaustive]
 pub struct Polled;
 
-/// The notification of a queue that signals an event: a descriptor that can be polled. See
-/// [`CompletionQueue::event`].
+/// The notification of a queue that signals an event: a descriptor that can be polled, on Windows
+/// an event object. See [`CompletionQueue::event`].
 #[derive(Debug)]
 #[doc(alias = "RIO_EVENT_COMPLETION")]
 pub struct Event {
-    event: Arc<OwnedFd>,
+    event: Arc<OwnedFile>,
 }
 
 /// The notification of a queue that posts a packet to a port. See [`CompletionQueue::through`].
 #[doc(alias = "RIO_IOCP_COMPLETION")]
 pub struct Through<K: 'static, M: 'static> {
     port: Arc<PortShared<K, M>>,
-    handle: Arc<raw::Handle>,
+    notifier: Arc<raw::Notifier>,
+}
+
+impl Event {
+    fn signal(&self) -> BorrowedFile<'_> {
+        // Unix and Windows have different names for this.
+        cfg_select! {
+            windows => { self.event.as_handle() }
+            _ => { self.event.as_fd() }
+        }
+    }
 }
 
 impl<K, M> fmt::Debug for Through<K, M> {
@@ -115,7 +130,7 @@ impl CompletionQueue<Event> {
         match self.engine.arm().map_err(|error| Error::from_io(&error, NOTIFY))? {
             Armed::Already => Err(outstanding()),
             Armed::Later => Ok(()),
-            Armed::Now => signal::raise(self.notification.event.as_fd())
+            Armed::Now => signal::raise(self.notification.signal())
                 .map_err(|error| Error::from_io(&error, NOTIFY)),
         }
     }
@@ -123,7 +138,8 @@ impl CompletionQueue<Event> {
     /// Waits until the event is signalled, at most for so long. True: it is.
     ///
     /// To wait for other things at the same time, poll the descriptor (`AsFd`): it is readable
-    /// while the event is signalled. Nobody needs to read from it.
+    /// while the event is signalled. Nobody needs to read from it. On Windows it is an event object
+    /// (`AsHandle`), for WaitForMultipleObjects and the like.
     ///
     /// # Errors
     ///
@@ -132,15 +148,24 @@ impl CompletionQueue<Event> {
         const ACTION: &str = "wait";
         self.check_process(ACTION)?;
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let event = self.notification.event.as_fd();
+        let event = self.notification.signal();
         self.engine.wait(event, deadline).map_err(|error| Error::from_io(&error, ACTION))
     }
 }
 
 /// The event: readable while it is signalled.
+#[cfg(unix)]
 impl AsFd for CompletionQueue<Event> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.notification.event.as_fd()
+    }
+}
+
+/// The event object.
+#[cfg(windows)]
+impl AsHandle for CompletionQueue<Event> {
+    fn as_handle(&self) -> BorrowedHandle<'_> {
+        self.notification.event.as_handle()
     }
 }
 
@@ -177,17 +202,43 @@ where
     #[doc(alias = "RIONotify")]
     #[doc(alias = "WSAEALREADY")]
     pub fn notify(&mut self, value: M) -> Result<(), Refused<M>> {
-        let armed = self
-            .check_process(NOTIFY)
-            .and_then(|()| self.engine.arm().map_err(|error| Error::from_io(&error, NOTIFY)));
-        let Through { port, handle } = &self.notification;
+        match self.check_process(NOTIFY) {
+            Ok(()) => self.ask(value),
+            Err(error) => Err(Refused { error, value }),
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn ask(&mut self, value: M) -> Result<(), Refused<M>> {
+        let armed = self.engine.arm().map_err(|error| Error::from_io(&error, NOTIFY));
+        let Through { port, notifier } = &self.notification;
         match armed {
             Ok(Armed::Now) => port.post(value),
-            Ok(Armed::Later) => port.post_when_readable(handle, value).inspect_err(|_| {
+            Ok(Armed::Later) => port.post_when_readable(notifier, value).inspect_err(|_| {
                 self.engine.disarm();
             }),
             Ok(Armed::Already) => Err(Refused { error: outstanding(), value }),
             Err(error) => Err(Refused { error, value }),
+        }
+    }
+
+    #[cfg(windows)]
+    fn ask(&mut self, value: M) -> Result<(), Refused<M>> {
+        let Through { port, notifier } = &self.notification;
+        let promised = port.promise(notifier, value)?;
+        let error = match self.engine.arm() {
+            Ok(Armed::Now) => {
+                notifier.ring();
+                return Ok(());
+            }
+            // Nothing was promised before: what is outstanding is for the packet of this one.
+            Ok(Armed::Already | Armed::Later) => return Ok(()),
+            Err(error) => Error::from_io(&error, NOTIFY),
+        };
+        match promised.take_back() {
+            Some(value) => Err(Refused { error, value }),
+            // It is gone with the port, which has been closed.
+            None => Ok(()),
         }
     }
 }
@@ -195,7 +246,7 @@ where
 impl<K: 'static, M: 'static> Drop for Through<K, M> {
     fn drop(&mut self) {
         // What is outstanding comes out of the port, cancelled.
-        self.handle.close();
+        self.notifier.close();
     }
 }
 
@@ -214,7 +265,8 @@ impl Builder {
     }
 
     /// What carries the queue. [`Driver::Auto`]: io_uring, or where that is refused or older than
-    /// Linux 6.0, plain calls (recvmmsg and the like) and epoll, which [`Driver::Epoll`] asks for.
+    /// Linux 6.0, plain calls (recvmmsg and the like) and epoll, which [`Driver::Epoll`] asks for;
+    /// on Windows overlapped calls, [`Driver::Iocp`].
     /// [`CompletionQueue::driver`] says what it has become, and [`CompletionQueue::fallback`] why.
     #[must_use]
     pub const fn driver(mut self, driver: Driver) -> Self {
@@ -222,10 +274,20 @@ impl Builder {
         self
     }
 
-    fn engine(self, notifies: bool) -> Result<(Engine, Choice)> {
+    fn setup(self, notifies: bool) -> Setup {
         let Self { capacity, driver } = self;
-        CompletionQueue::<()>::check_capacity(capacity)?;
-        let (engine, choice) = Engine::new(Setup { capacity, notifies, driver })?;
+        Setup {
+            capacity,
+            notifies,
+            #[cfg(windows)]
+            notifier: None,
+            driver,
+        }
+    }
+
+    fn engine(setup: Setup) -> Result<(Engine, Choice)> {
+        CompletionQueue::<()>::check_capacity(setup.capacity)?;
+        let (engine, choice) = Engine::new(setup)?;
         choice.announce();
         Ok((engine, choice))
     }
@@ -236,7 +298,7 @@ impl Builder {
     ///
     /// As there.
     pub fn polled(self) -> Result<CompletionQueue> {
-        Ok(CompletionQueue::of(self.engine(false)?, self.capacity, Polled))
+        Ok(CompletionQueue::of(Self::engine(self.setup(false))?, self.capacity, Polled))
     }
 
     /// Makes a queue that signals an event: [`CompletionQueue::event`].
@@ -245,7 +307,7 @@ impl Builder {
     ///
     /// As there.
     pub fn event(self) -> Result<CompletionQueue<Event>> {
-        let (mut engine, choice) = self.engine(true)?;
+        let (mut engine, choice) = Self::engine(self.setup(true))?;
         let event = engine.event().map_err(|error| Error::from_io(&error, "make an event"))?;
         Ok(CompletionQueue::of((engine, choice), self.capacity, Event { event }))
     }
@@ -260,19 +322,42 @@ impl Builder {
         K: Send + Sync + 'static,
         M: Send + 'static,
     {
-        let (mut engine, choice) = self.engine(true)?;
         let port = port.shared().clone();
-        let sign = engine.sign().map_err(|error| Error::from_io(&error, "make a queue's sign"))?;
-        let handle = Arc::new(port.raw.associate(sign, 0).map_err(Error::from)?);
+        let (made, notifier) = self.notifying(&port.raw)?;
         let mut notifiers = lock(&port.notifiers);
         notifiers.retain(|other| other.strong_count() > 0);
-        notifiers.push(Arc::downgrade(&handle));
+        notifiers.push(Arc::downgrade(&notifier));
         drop(notifiers);
-        Ok(CompletionQueue::of((engine, choice), self.capacity, Through { port, handle }))
+        Ok(CompletionQueue::of(made, self.capacity, Through { port, notifier }))
+    }
+
+    /// An engine, and what it has for a port when it notifies.
+    #[cfg(target_os = "linux")]
+    fn notifying(self, port: &raw::Port) -> Result<((Engine, Choice), Arc<raw::Notifier>)> {
+        let (mut engine, choice) = Self::engine(self.setup(true))?;
+        let sign = engine.sign().map_err(|error| Error::from_io(&error, "make a queue's sign"))?;
+        let notifier = Arc::new(port.associate(sign, 0).map_err(Error::from)?);
+        Ok(((engine, choice), notifier))
+    }
+
+    #[cfg(windows)]
+    fn notifying(self, port: &raw::Port) -> Result<((Engine, Choice), Arc<raw::Notifier>)> {
+        if port.is_closed() {
+            return Err(Error::of(ErrorKind::Closed, "associate"));
+        }
+        let notifier = Arc::new(raw::Notifier::new(port));
+        let setup = Setup { notifier: Some(notifier.clone()), ..self.setup(true) };
+        Ok((Self::engine(setup)?, notifier))
     }
 }
 
+#[cfg(target_os = "linux")]
 impl<K, M> PortShared<K, M> {
+    /// The port is closed: nothing is posted any more.
+    pub(crate) fn disappoint(&self, notifier: &raw::Notifier) {
+        notifier.close();
+    }
+
     /// Posts a value when a handle becomes readable.
     fn post_when_readable(&self, handle: &Arc<raw::Handle>, value: M) -> Result<(), Refused<M>> {
         let block = Block::<K, M>::allocate();
@@ -280,7 +365,7 @@ impl<K, M> PortShared<K, M> {
         let fields = unsafe { &mut *block };
         fields.payload = Payload::Notified(handle.clone());
         fields.context = Some(value);
-        fields.operation.prepare(Request::Readable, None, false);
+        fields.operation.prepare(raw::Request::Readable, None, false);
         // SAFETY: the block stays where it is, untouched, until its completion; it keeps the
         // handle, and the request points to nothing.
         match unsafe { handle.start(block.cast()) } {
@@ -292,5 +377,62 @@ impl<K, M> PortShared<K, M> {
                 Err(Refused { error, value })
             }
         }
+    }
+}
+
+/// A block for a packet that is promised.
+#[cfg(windows)]
+struct Promised<'a, K: 'static, M: 'static> {
+    notifier: &'a raw::Notifier,
+    block: PhantomData<Block<K, M>>,
+}
+
+#[cfg(windows)]
+impl<K, M> Promised<'_, K, M> {
+    /// The value, unless somebody else has the packet already.
+    fn take_back(self) -> Option<M> {
+        let block = self.notifier.take_back().cast::<Block<K, M>>();
+        if block.is_null() {
+            return None;
+        }
+        // SAFETY: what this notifier has was promised by `promise`, for a port of this type: it is
+        // a block made by `allocate`, which nobody else has any more.
+        unsafe { Box::from_raw(block) }.context.take()
+    }
+}
+
+#[cfg(windows)]
+impl<K, M> PortShared<K, M> {
+    /// Promises to post a value.
+    fn promise<'a>(
+        &self,
+        notifier: &'a raw::Notifier,
+        value: M,
+    ) -> Result<Promised<'a, K, M>, Refused<M>> {
+        let block = Block::<K, M>::allocate();
+        // SAFETY: the block is ours alone until it is promised.
+        let fields = unsafe { &mut *block };
+        fields.payload = Payload::Posted;
+        fields.context = Some(value);
+        if !notifier.promise(block.cast()) {
+            // SAFETY: it was not promised, so it is ours still; made by `allocate`.
+            let mut block = unsafe { Box::from_raw(block) };
+            let Some(value) = block.context.take() else { unreachable!("put in above") };
+            return Err(Refused { error: outstanding(), value });
+        }
+        let promised = || Promised { notifier, block: PhantomData };
+        // Who closes a port takes what is promised once it is closed: he has done so, or we do.
+        if self.raw.is_closed()
+            && let Some(value) = promised().take_back()
+        {
+            return Err(Refused { error: Error::of(ErrorKind::Closed, NOTIFY), value });
+        }
+        Ok(promised())
+    }
+
+    /// The port is closed: nothing is posted any more.
+    pub(crate) fn disappoint(&self, notifier: &raw::Notifier) {
+        let promised = Promised::<K, M> { notifier, block: PhantomData };
+        drop(promised.take_back());
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     fmt,
     net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket},
-    os::fd::{BorrowedFd, OwnedFd},
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -16,7 +15,7 @@ use super::{
 use crate::{
     driver::{Choice, Driver},
     error::{Error, ErrorKind, Refused, Result},
-    sys::udp,
+    sys::{BorrowedSocket, OwnedSocket, udp},
 };
 
 /// How many requests of a request queue may be outstanding. Their completions have room reserved in
@@ -106,7 +105,7 @@ impl RequestQueue {
 /// waiting for an event; [`Through`](super::Through), by a packet of a port.
 ///
 /// When a queue is dropped, its sockets are closed, and everything outstanding is cancelled. On
-/// io_uring it waits until the kernel is done with it, at most for five seconds.
+/// io_uring and on Windows it waits until the kernel is done with it, at most for five seconds.
 #[doc(alias = "RIO_CQ")]
 #[doc(alias = "RIOCloseCompletionQueue")]
 pub struct CompletionQueue<N = Polled> {
@@ -163,7 +162,7 @@ impl<N> CompletionQueue<N> {
 
     /// What carries the queue: never [`Driver::Auto`]. [`Driver::Epoll`] stands for plain calls
     /// that do not wait (recvmmsg, sendmmsg), and epoll where there are many sockets, or
-    /// notifications.
+    /// notifications; [`Driver::Iocp`] for overlapped calls.
     #[must_use]
     pub fn driver(&self) -> Driver {
         self.choice.driver
@@ -254,10 +253,10 @@ impl<N> CompletionQueue<N> {
 
     fn open(
         &mut self,
-        socket: OwnedFd,
+        socket: OwnedSocket,
         quota: Quota,
         traits: Traits,
-    ) -> Result<RequestQueue, Refused<OwnedFd>> {
+    ) -> Result<RequestQueue, Refused<OwnedSocket>> {
         let place = match self.reserve(quota) {
             Ok(place) => place,
             Err(error) => return Err(Refused { error, value: socket }),
@@ -355,7 +354,7 @@ impl<N> CompletionQueue<N> {
     pub fn local_addr(&self, socket: RequestQueue) -> Result<SocketAddr> {
         const ACTION: &str = "local address";
         self.find(socket, ACTION)?;
-        let look = |socket: BorrowedFd<'_>| SockRef::from(&socket).local_addr();
+        let look = |socket: BorrowedSocket<'_>| SockRef::from(&socket).local_addr();
         let address = self.engine.with_socket(socket.index, look);
         let address = address.ok_or_else(|| Error::of(ErrorKind::Closed, ACTION))?;
         let address = address.map_err(|error| Error::from_io(&error, ACTION))?;
@@ -375,7 +374,7 @@ impl<N> CompletionQueue<N> {
 
     /// Starts a receive into all of a slice.
     ///
-    /// It costs no system call: the kernel begins to fill slices when the queue next enters it,
+    /// On Linux it costs no system call: the kernel begins to fill slices when the queue next enters it,
     /// which is at a [`Self::commit`], when it is asked to notify, or when [`Self::dequeue`] finds
     /// nothing. Only the first receive while a notification is outstanding, and nothing else is
     /// posted, enters it at once.

@@ -21,13 +21,14 @@
 //! | `Transmission` | a part of a file on its way to a socket |
 //! | `MessageHeader` | what it keeps with the slices of a vectored send |
 //! | `OwnedDescriptor`, `RawDescriptor` | a socket or a file |
-//! | `OwnedSocket`, `OwnedFile` | one of them, as the standard library has it |
+//! | `OwnedSocket`, `OwnedFile`, `BorrowedSocket`, `BorrowedFile` | one of them, as the standard library has it |
 //! | `Mapping` | memory for the buffers of a pool |
 //! | `ForkGuard`, `thread_id` | which process this is, and which thread |
 //! | `Identity` | what kind of thing a descriptor leads to, and which |
 //! | `adopt`, `release` | a descriptor belongs to one port |
 //! | `claim_address` | a listener has its address for itself |
 //! | `file` | what files need beside their operations |
+//! | `signal` | an event that can be waited for |
 //! | `own`, `attempt` | a descriptor that the system has given; an operation without waiting |
 //! | `kind_of`, `CANCELLED`, `FAILED` | the system's error codes |
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use wharf::{
-    ErrorKind,
+    ErrorKind, Refused,
     rio::{Direction, Options, Region},
 };
 
@@ -79,7 +79,9 @@ fn a_datagram_that_does_not_fit_is_cut_off_and_reported() {
             peer.send_to(&[7; 3000], address).unwrap();
             peer.send_to(&[8; 100], address).unwrap();
             let done = next(&mut queue);
-            assert_eq!((done.bytes().unwrap(), done.truncated()), (100, Some(3000)));
+            // Windows does not tell by how much.
+            let whole = if cfg!(windows) { 101 } else { 3000 };
+            assert_eq!((done.bytes().unwrap(), done.truncated()), (100, Some(whole)));
             assert_eq!(&done.slice[..], [7; 100]);
             let done = next(&mut queue);
             assert_eq!((done.bytes().unwrap(), done.truncated()), (100, None));
@@ -150,15 +152,25 @@ fn addresses_are_told_where_they_are_asked_for() {
 /// nobody has asked for one.
 #[test]
 fn a_socket_of_both_families_tells_addresses() {
+    const NAME: &str = "a_socket_of_both_families_tells_addresses";
     run(|| {
-        let Ok(ours) = UdpSocket::bind("[::]:0") else {
-            return skip("a_socket_of_both_families_tells_addresses", "no IPv6 here");
-        };
+        let Ok(ours) = UdpSocket::bind("[::]:0") else { return skip(NAME, "no IPv6 here") };
+        if cfg!(windows) {
+            // There it is one of IPv6 alone, unless it says otherwise before it is bound.
+            return skip(NAME, "the standard library makes no such socket");
+        }
         let region = Region::new(8, 64).unwrap();
         let mut queue = polled(8);
         let port = ours.local_addr().unwrap().port();
-        let options = Options::new().addresses().local_addresses().coalesce();
-        let socket = queue.udp_socket(ours, quota(4, 4), options).unwrap();
+        let options = Options::new().addresses().local_addresses();
+        let socket = match queue.udp_socket(ours, quota(4, 4), options.coalesce()) {
+            Ok(socket) => socket,
+            Err(Refused { error, value: ours }) => {
+                assert_eq!(error.kind(), ErrorKind::Unsupported);
+                skip(NAME, "in part: datagrams are not coalesced here");
+                queue.udp_socket(ours, quota(4, 4), options).unwrap()
+            }
+        };
         for host in ["127.0.0.1", "::1"] {
             let host: IpAddr = host.parse().unwrap();
             let peer = UdpSocket::bind((host, 0)).unwrap();
@@ -188,6 +200,8 @@ fn a_socket_of_both_families_tells_addresses() {
 #[test]
 fn the_local_address_is_the_one_that_was_sent_to() {
     run(|| {
+        let name = "the_local_address_is_the_one_that_was_sent_to";
+        let unmarked = not_shown_by_wine(name, "in part: Wine sends without the source");
         let region = Region::new(4, 64).unwrap();
         let mut queue = polled(8);
         let ours = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -207,7 +221,10 @@ fn the_local_address_is_the_one_that_was_sent_to() {
             assert_eq!(next(&mut queue).bytes().unwrap(), 8);
             let mut answer = [0; 16];
             let (bytes, whence) = peer.recv_from(&mut answer).unwrap();
-            assert_eq!((&answer[..bytes], whence), (&b"question"[..], (wanted, port).into()));
+            assert_eq!(&answer[..bytes], b"question");
+            if !unmarked {
+                assert_eq!(whence, (wanted, port).into());
+            }
         }
     });
 }
@@ -302,10 +319,12 @@ fn segments_keep_their_boundaries() {
         let address = ours.local_addr().unwrap();
         let socket = match queue.udp_socket(ours, quota(2, 2), Options::new().coalesce()) {
             Ok(socket) => socket,
-            Err(refused) if refused.error.kind() == ErrorKind::Unsupported => {
-                return skip("segments_keep_their_boundaries", "no UDP_GRO here");
+            Err(Refused { error, value: ours }) => {
+                assert_eq!(error.kind(), ErrorKind::Unsupported);
+                let name = "segments_keep_their_boundaries";
+                skip(name, "in part: datagrams are not coalesced here");
+                queue.udp_socket(ours, quota(2, 2), Options::new()).unwrap()
             }
-            Err(refused) => panic!("{refused}"),
         };
         receives(&mut queue, socket, &region, 0..2);
         // 10 datagrams of 100 bytes and one of 37.
@@ -351,6 +370,10 @@ fn an_icmp_error_does_not_end_receiving() {
             assert_eq!(next(&mut queue).direction, Direction::Send);
         }
         nothing(&mut queue);
+        let name = "an_icmp_error_does_not_end_receiving";
+        if not_shown_by_wine(name, "in part: Wine wakes no receive after that") {
+            return;
+        }
         let somebody = UdpSocket::bind(there).unwrap();
         somebody.send_to(b"yes", address).unwrap();
         let done = next(&mut queue);
@@ -370,6 +393,9 @@ fn a_rarer_icmp_error_does_not_end_receiving() {
     let Ok(router) = router else {
         return skip(NAME, "only root may send ICMP messages of its own");
     };
+    if not_shown_by_wine(NAME, "Wine tells of it as of an invalid argument") {
+        return;
+    }
     run(move || {
         let region = Region::new(4, 64).unwrap();
         let mut queue = polled(8);
@@ -455,10 +481,4 @@ fn a_flood_is_dropped_by_the_system_and_counted() {
             assert_eq!(received + dropped, SENT);
         }
     });
-}
-
-/// Says that a test did not run, where the harness does not swallow it.
-fn skip(name: &str, reason: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "SKIP {name}: {reason}");
 }

@@ -50,6 +50,10 @@ fn closing_a_socket_completes_everything_as_cancelled() {
             assert!(done.slice.is_empty());
             contexts.push(done.context);
         }
+        if cfg!(windows) {
+            // There the system says in which order.
+            contexts.sort_unstable();
+        }
         assert_eq!(contexts, [1, 2, 3, 4, 5]);
         assert_eq!((queue.room(), region.in_use()), (8, 0));
         nothing(&mut queue);
@@ -253,6 +257,7 @@ fn threads_share_a_queue_behind_a_mutex() {
 }
 
 /// Would catch: a child that works on its parent's rings.
+#[cfg(unix)]
 #[test]
 fn a_forked_child_is_refused() {
     if !in_child(module_path!(), "a_forked_child_is_refused") {
@@ -292,6 +297,7 @@ fn a_forked_child_is_refused() {
 }
 
 /// Would catch: a child that waits for a thread or a lock that it does not have.
+#[cfg(unix)]
 #[test]
 fn a_forked_child_is_refused_while_a_notification_is_outstanding() {
     if !in_child(module_path!(), "a_forked_child_is_refused_while_a_notification_is_outstanding") {

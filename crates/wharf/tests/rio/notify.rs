@@ -3,7 +3,6 @@
 use std::{
     io::{Read, Write},
     net::UdpSocket,
-    os::fd::{AsFd, AsRawFd},
     sync::{Arc, Mutex},
     thread,
     time::Duration,
@@ -31,12 +30,57 @@ fn signalled(queue: &mut CompletionQueue<Event>) {
     assert!(queue.wait(Some(PATIENCE)).unwrap(), "not signalled");
 }
 
-/// Whether the descriptor is readable, for who polls it himself.
+/// Whether the event is signalled, for who looks at it himself.
 fn readable(queue: &CompletionQueue<Event>) -> bool {
-    let fd = queue.as_fd().as_raw_fd();
-    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    // SAFETY: the structure lives across the call.
-    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+    Signal::of(queue).is_there(0)
+}
+
+/// The event as the system knows it: a descriptor, or a handle.
+#[cfg(unix)]
+struct Signal(std::os::fd::OwnedFd);
+
+#[cfg(unix)]
+impl Signal {
+    fn of(queue: &CompletionQueue<Event>) -> Self {
+        Self(std::os::fd::AsFd::as_fd(queue).try_clone_to_owned().unwrap())
+    }
+
+    /// Whether it is signalled, or will be within so many milliseconds.
+    fn is_there(&self, patience: i32) -> bool {
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&self.0);
+        let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        // SAFETY: the structure lives across the call.
+        unsafe { libc::poll(&raw mut poll, 1, patience) == 1 }
+    }
+
+    fn take(self) {
+        let _ = std::fs::File::from(self.0).read(&mut [0; 8]);
+    }
+}
+
+#[cfg(windows)]
+struct Signal(std::os::windows::io::OwnedHandle);
+
+#[cfg(windows)]
+impl Signal {
+    fn of(queue: &CompletionQueue<Event>) -> Self {
+        Self(std::os::windows::io::AsHandle::as_handle(queue).try_clone_to_owned().unwrap())
+    }
+
+    fn raw(&self) -> std::os::windows::io::RawHandle {
+        std::os::windows::io::AsRawHandle::as_raw_handle(&self.0)
+    }
+
+    fn is_there(&self, patience: u32) -> bool {
+        use windows_sys::Win32::System::Threading::WaitForSingleObject;
+        // SAFETY: an open handle.
+        unsafe { WaitForSingleObject(self.raw(), patience) == 0 }
+    }
+
+    fn take(self) {
+        // SAFETY: an open handle.
+        unsafe { windows_sys::Win32::System::Threading::ResetEvent(self.raw()) };
+    }
 }
 
 /// Would catch: an event that is signalled unasked, more than once, or never.
@@ -83,8 +127,7 @@ fn a_notification_happens_once_each_time_it_is_asked_for() {
 
 /// Takes the signal off the event, as a program may that polls it with others.
 fn reset(queue: &CompletionQueue<Event>) {
-    let mut file = std::fs::File::from(queue.as_fd().try_clone_to_owned().unwrap());
-    let _ = file.read(&mut [0; 8]);
+    Signal::of(queue).take();
 }
 
 #[test]
@@ -361,6 +404,10 @@ fn an_icmp_error_does_not_end_notifications() {
         queue.notify().unwrap();
         queue.start(socket).quiet().send(filled(&region, b"anybody?")).unwrap();
         thread::sleep(MOMENT);
+        let name = "an_icmp_error_does_not_end_notifications";
+        if not_shown_by_wine(name, "Wine wakes no receive after that") {
+            return;
+        }
         let somebody = UdpSocket::bind(there).unwrap();
         // The error may have ended the notification: then there is nothing, and we ask again.
         loop {
@@ -387,16 +434,12 @@ fn the_event_can_be_polled_elsewhere() {
         let (socket, address) = socket(&mut queue, 4, 0);
         receives(&mut queue, socket, &region, 0..4);
         queue.notify().unwrap();
-        let event = queue.as_fd().try_clone_to_owned().unwrap();
-        let waiter = thread::spawn(move || {
-            let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-            // SAFETY: the structure lives across the call.
-            unsafe { libc::poll(&raw mut poll, 1, 20_000) }
-        });
+        let event = Signal::of(&queue);
+        let waiter = thread::spawn(move || event.is_there(20_000));
         thread::sleep(Duration::from_millis(10));
         peer().send_to(b"wake", address).unwrap();
         // This thread armed the receive, and sleeps: it is lent to the kernel for it.
-        assert_eq!(join(waiter), 1);
+        assert!(join(waiter));
         assert_eq!(&next(&mut queue).slice[..], b"wake");
     });
 }

@@ -167,6 +167,10 @@ fn every_receive_is_told_of_a_reset() {
             socket2::SockRef::from(&peer).set_linger(Some(std::time::Duration::ZERO)).unwrap();
             drop(peer);
             if !posted {
+                let name = "every_receive_is_told_of_a_reset";
+                if not_shown_by_wine(name, "in part: Wine tells who comes later of an end") {
+                    return;
+                }
                 nothing(&mut queue);
                 receives(&mut queue, socket, &region, 0..1);
             }

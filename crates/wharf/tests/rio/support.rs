@@ -120,7 +120,25 @@ pub(crate) fn filled(region: &Region, bytes: &[u8]) -> wharf::rio::Slice {
     slice
 }
 
+/// Says that a test did not run, where the harness does not swallow it.
+pub(crate) fn skip(name: &str, reason: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "SKIP {name}: {reason}");
+}
+
+/// Whether this is Wine, which cannot show what a test (or the rest of it) is about: then that is
+/// skipped.
+pub(crate) fn not_shown_by_wine(name: &str, reason: &str) -> bool {
+    let features = wharf::probe().unwrap_or_default();
+    let wine = features.iter().any(|it| it.name.contains("Wine") && !it.present);
+    if wine {
+        skip(name, reason);
+    }
+    wine
+}
+
 /// A test that gives something up for good runs in a process of its own. True in that one.
+#[cfg(unix)]
 pub(crate) fn in_child(module: &str, test: &str) -> bool {
     const CHILD: &str = "WHARF_TEST_CHILD";
     if std::env::var_os(CHILD).is_some() {

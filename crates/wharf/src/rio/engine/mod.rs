@@ -5,16 +5,22 @@
 //! completion out in [`Engine::pop`], and nobody else can name the slice in between. Quotas,
 //! handles and arguments are checked above it.
 //!
-//! Two engines do the same, chosen when a completion queue is made: `uring`, and `poll`, for where
-//! io_uring is refused or too old.
+//! Two engines of Linux do the same, chosen when a completion queue is made: `uring`, and `poll`,
+//! for where io_uring is refused or too old. The one of Windows is `overlapped`.
 
-mod poll;
-mod uring;
+cfg_select! {
+    windows => {
+        mod overlapped;
+    }
+    _ => {
+        mod poll;
+        mod uring;
+    }
+}
 
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    os::fd::{BorrowedFd, OwnedFd},
     sync::Arc,
     time::Instant,
 };
@@ -25,10 +31,12 @@ use super::{
     queue::RequestQueue,
     region::Slice,
 };
+#[cfg(windows)]
+use crate::raw::Notifier;
 use crate::{
     driver::{Choice, Driver},
     error::Error,
-    sys::{self, udp::control::Writer},
+    sys::{self, BorrowedFile, BorrowedSocket, OwnedFile, OwnedSocket},
 };
 
 /// A request in an engine's hands.
@@ -77,10 +85,11 @@ pub(super) struct Route {
     pub(super) segment: Option<u16>,
 }
 
+#[cfg(target_os = "linux")]
 impl Route {
     /// Writes the control messages that say so. Returns how many bytes that were.
     fn write(&self, room: &mut [u8]) -> usize {
-        let mut writer = Writer::new(room);
+        let mut writer = sys::control::Writer::new(room);
         let segment = self.segment.map(|it| (libc::SOL_UDP, libc::UDP_SEGMENT, it.to_ne_bytes()));
         let fits = segment.is_none_or(|(level, kind, data)| writer.put(level, kind, &data));
         let fits = fits
@@ -112,43 +121,69 @@ pub(super) struct Traits {
     pub(super) local_addresses: bool,
     pub(super) coalesce: bool,
     /// How many receives may be outstanding.
+    #[cfg_attr(windows, expect(dead_code, reason = "each is a call of its own there"))]
     pub(super) receives: usize,
 }
 
 /// How an engine is to be made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Setup {
     /// How many completions may be outstanding.
     pub(super) capacity: usize,
     /// Whether notifications will be asked for.
     pub(super) notifies: bool,
+    /// What is told of them. None: an event is.
+    #[cfg(windows)]
+    pub(super) notifier: Option<Arc<Notifier>>,
     pub(super) driver: Driver,
 }
 
 /// One of the engines.
 #[derive(Debug)]
 pub(super) enum Engine {
+    #[cfg(target_os = "linux")]
     Uring(Box<uring::Engine>),
+    #[cfg(target_os = "linux")]
     Poll(Box<poll::Engine>),
+    #[cfg(windows)]
+    Overlapped(Box<overlapped::Engine>),
 }
 
 /// Hands a call on to the engine.
 macro_rules! engine {
     ($self:ident, $engine:ident => $call:expr) => {
         match $self {
+            #[cfg(target_os = "linux")]
             Engine::Uring($engine) => $call,
+            #[cfg(target_os = "linux")]
             Engine::Poll($engine) => $call,
+            #[cfg(windows)]
+            Engine::Overlapped($engine) => $call,
         }
     };
 }
 
 impl Engine {
     /// Makes the best one that is to be had, and says which one that is and why.
+    #[cfg(windows)]
+    pub(super) fn new(setup: Setup) -> Result<(Self, Choice), Error> {
+        match setup.driver.wanted()? {
+            Driver::Auto | Driver::Iocp => {}
+            other => return Err(other.elsewhere()),
+        }
+        let engine = overlapped::Engine::new(setup);
+        let engine = engine.map_err(|error| Error::from_io(&error, "make a completion queue"))?;
+        let choice = Choice { driver: Driver::Iocp, refused: None };
+        Ok((Self::Overlapped(Box::new(engine)), choice))
+    }
+
+    /// Makes the best one that is to be had, and says which one that is and why.
+    #[cfg(target_os = "linux")]
     pub(super) fn new(setup: Setup) -> Result<(Self, Choice), Error> {
         let refused = match setup.driver.wanted()? {
             Driver::Epoll => None,
             Driver::Iocp => return Err(Driver::Iocp.elsewhere()),
-            wanted => match uring::Engine::new(setup) {
+            wanted => match uring::Engine::new(setup.clone()) {
                 Ok(engine) => {
                     let choice = Choice { driver: Driver::Uring, refused: None };
                     return Ok((Self::Uring(Box::new(engine)), choice));
@@ -165,7 +200,7 @@ impl Engine {
     }
 
     /// Takes a socket under a number that is not in use.
-    pub(super) fn open(&mut self, index: u16, socket: OwnedFd, traits: Traits) -> Opened {
+    pub(super) fn open(&mut self, index: u16, socket: OwnedSocket, traits: Traits) -> Opened {
         engine!(self, engine => engine.open(index, socket, traits))
     }
 
@@ -173,7 +208,7 @@ impl Engine {
     pub(super) fn with_socket<T>(
         &self,
         index: u16,
-        look: impl FnOnce(BorrowedFd<'_>) -> T,
+        look: impl FnOnce(BorrowedSocket<'_>) -> T,
     ) -> Option<T> {
         engine!(self, engine => engine.with_socket(index, look))
     }
@@ -216,29 +251,32 @@ impl Engine {
     }
 
     /// An event that is signalled each time that [`Self::arm`] says so.
-    pub(super) fn event(&mut self) -> io::Result<Arc<OwnedFd>> {
+    pub(super) fn event(&mut self) -> io::Result<Arc<OwnedFile>> {
         engine!(self, engine => engine.event())
     }
 
     /// Waits until the event is signalled, at most until then. True: it is.
     pub(super) fn wait(
         &mut self,
-        event: BorrowedFd<'_>,
+        event: BorrowedFile<'_>,
         deadline: Option<Instant>,
     ) -> io::Result<bool> {
         match self {
-            Self::Uring(_) => sys::signal::wait(event, deadline),
+            #[cfg(target_os = "linux")]
             Self::Poll(engine) => engine.wait(deadline),
+            _ => sys::signal::wait(event, deadline),
         }
     }
 
     /// Instead of an event: a descriptor that becomes readable each time that [`Self::arm`] says
     /// so.
-    pub(super) fn sign(&mut self) -> io::Result<OwnedFd> {
+    #[cfg(target_os = "linux")]
+    pub(super) fn sign(&mut self) -> io::Result<OwnedFile> {
         engine!(self, engine => engine.sign())
     }
 
     /// Forgets that [`Self::arm`] was called.
+    #[cfg(target_os = "linux")]
     pub(super) fn disarm(&mut self) {
         engine!(self, engine => engine.disarm());
     }
@@ -273,6 +311,7 @@ pub(super) enum Armed {
 }
 
 /// What keeps io_uring from being used, and what to do about it.
+#[cfg(target_os = "linux")]
 fn refusal(error: &io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::Unsupported if error.raw_os_error().is_none() => {
@@ -283,7 +322,7 @@ fn refusal(error: &io::Error) -> Error {
 }
 
 /// A socket that was taken, or is given back.
-pub(super) type Opened = Result<(), (io::Error, OwnedFd)>;
+pub(super) type Opened = Result<(), (io::Error, OwnedSocket)>;
 
 impl Completion {
     /// A completion as an engine sees it. The status is 0 or a negative error code.

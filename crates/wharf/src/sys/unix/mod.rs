@@ -21,7 +21,8 @@ use std::{
 
 pub use std::os::fd::OwnedFd as OwnedDescriptor;
 pub(crate) use std::os::fd::{
-    OwnedFd as OwnedFile, OwnedFd as OwnedSocket, RawFd as RawDescriptor,
+    BorrowedFd as BorrowedFile, BorrowedFd as BorrowedSocket, OwnedFd as OwnedFile,
+    OwnedFd as OwnedSocket, RawFd as RawDescriptor,
 };
 
 use socket2::{SockRef, Socket};

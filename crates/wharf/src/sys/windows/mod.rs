@@ -8,7 +8,8 @@ mod lane;
 mod memory;
 mod port;
 mod probe;
-mod socket;
+pub(crate) mod signal;
+pub(crate) mod socket;
 mod timers;
 mod transmit;
 pub(crate) mod udp;
@@ -16,12 +17,14 @@ pub(crate) mod udp;
 use std::{
     io,
     net::Shutdown,
-    os::windows::io::{BorrowedSocket, FromRawSocket},
+    os::windows::io::FromRawSocket,
     sync::{Arc, atomic::AtomicBool},
     time::Instant,
 };
 
-pub(crate) use std::os::windows::io::{OwnedHandle as OwnedFile, OwnedSocket};
+pub(crate) use std::os::windows::io::{
+    BorrowedHandle as BorrowedFile, BorrowedSocket, OwnedHandle as OwnedFile, OwnedSocket,
+};
 
 use socket2::{SockRef, Socket};
 use windows_sys::Win32::{Foundation as win, Networking::WinSock as ws};
@@ -31,7 +34,7 @@ pub(crate) use self::{
     descriptor::{Identity, NO_DESCRIPTOR, RawDescriptor, raw},
     lane::{Event, Header, Lane, attempt, key},
     memory::Mapping,
-    port::CompletionPort,
+    port::{CompletionPort, Entry as PortEntry, MOST as PORT_BATCH},
     probe::probe,
     udp::{DatagramHeader, cuts_datagrams, is_ipv6},
 };

@@ -134,7 +134,7 @@ windows_link::link!("ntdll.dll" "system" fn NtQueryIoCompletion(
 
 /// A time-out as the kernel takes it: whole milliseconds, rounded up so that nobody looks too
 /// early, and never the value that means for ever.
-fn milliseconds(timeout: Option<Duration>) -> u32 {
+pub(super) fn milliseconds(timeout: Option<Duration>) -> u32 {
     let Some(timeout) = timeout else { return u32::MAX };
     let millis = timeout.as_nanos().div_ceil(1_000_000);
     u32::try_from(millis).map_or(u32::MAX - 1, |millis| millis.min(u32::MAX - 1))

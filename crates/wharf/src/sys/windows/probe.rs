@@ -32,7 +32,7 @@ pub(crate) fn probe() -> Result<Vec<Feature>> {
             name: "WSAID_MULTIPLE_RIO",
             present: found.registered,
             since: "8",
-            gives: "Registered I/O, which wharf does not use on Windows yet",
+            gives: "Registered I/O of the system's own, which wharf does not use yet",
         },
         Feature {
             name: "Windows itself, not Wine",

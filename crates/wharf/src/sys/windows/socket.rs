@@ -111,9 +111,7 @@ pub(crate) fn prepare(socket: &OwnedSocket) -> io::Result<bool> {
     if datagrams && !connected {
         // What an ICMP message says of one of many peers is nothing that the next receive should
         // fail with.
-        control(socket, ws::SIO_UDP_CONNRESET, &0u32)?;
-        // Nor what it says of routers that were too many; which older systems do not ask about.
-        let _ = control(socket, ws::SIO_UDP_NETRESET, &0u32);
+        pass_over_errors(socket)?;
     }
     if protocol.dwServiceFlags1 & ws::XP1_IFS_HANDLES != 0 {
         #[expect(clippy::cast_possible_truncation, reason = "it is 2")]
@@ -127,6 +125,14 @@ pub(crate) fn prepare(socket: &OwnedSocket) -> io::Result<bool> {
 /// The call that receives a datagram with all that is known of it.
 pub(super) fn receive_message() -> io::Result<ReceiveMessage> {
     Ok(Extensions::get()?.receive_message)
+}
+
+/// Keeps what an ICMP message says of an earlier datagram off a socket's receives.
+pub(crate) fn pass_over_errors(socket: BorrowedSocket<'_>) -> io::Result<()> {
+    control(socket, ws::SIO_UDP_CONNRESET, &0u32)?;
+    // What it says of routers that were too many, older systems do not ask about.
+    let _ = control(socket, ws::SIO_UDP_NETRESET, &0u32);
+    Ok(())
 }
 
 /// What kind of socket it is.
@@ -162,6 +168,44 @@ pub(crate) unsafe fn receive(
     // SAFETY: the caller's promise; Winsock copies the description of the buffer.
     let result = unsafe {
         ws::WSARecv(raw(socket), &raw const buffer, 1, ptr::null_mut(), flags, overlapped, None)
+    };
+    begun(result == 0)
+}
+
+/// Starts to receive a datagram, without its address.
+///
+/// # Safety
+///
+/// As for [`receive`].
+pub(crate) unsafe fn receive_datagram(
+    socket: BorrowedSocket<'_>,
+    buffer: ws::WSABUF,
+    flags: *mut u32,
+    overlapped: *mut OVERLAPPED,
+) -> io::Result<()> {
+    // SAFETY: the caller's promise; Winsock copies the description of the buffer.
+    let result = unsafe {
+        ws::WSARecv(raw(socket), &raw const buffer, 1, ptr::null_mut(), flags, overlapped, None)
+    };
+    begun_unless_too_long(result == 0, Way::In)
+}
+
+/// Starts to receive into several buffers, the first of them first.
+///
+/// # Safety
+///
+/// As for [`receive`].
+pub(crate) unsafe fn receive_vectored(
+    socket: BorrowedSocket<'_>,
+    buffers: &[ws::WSABUF],
+    flags: *mut u32,
+    overlapped: *mut OVERLAPPED,
+) -> io::Result<()> {
+    let count = u32::try_from(buffers.len()).unwrap_or(u32::MAX);
+    // SAFETY: the caller's promise; Winsock copies the descriptions of the buffers.
+    let result = unsafe {
+        let none = ptr::null_mut();
+        ws::WSARecv(raw(socket), buffers.as_ptr(), count, none, flags, overlapped, None)
     };
     begun(result == 0)
 }

@@ -100,20 +100,30 @@ impl DatagramHeader {
     }
 
     /// Notes what came: so many bytes, and perhaps more that did not fit into the buffer.
-    pub(in crate::sys::windows) fn came(&mut self, length: usize, truncated: bool) {
+    pub(crate) fn came(&mut self, length: usize, truncated: bool) {
         self.length = length;
         self.truncated = truncated || self.message.dwFlags & ws::MSG_TRUNC != 0;
     }
 
+    /// The bytes of the address and of the control messages, as the system has written them.
+    pub(crate) fn written(&self) -> [&[u8]; 2] {
+        let name = usize::try_from(self.message.namelen).unwrap_or(0).min(ADDRESS_ROOM);
+        let control = usize::try_from(self.message.Control.len).unwrap_or(0).min(ROOM);
+        [&self.address.0[..name], &self.control.0[..control]]
+    }
+
+    /// Whether what came did not fit.
+    pub(crate) fn is_truncated(&self) -> bool {
+        self.truncated
+    }
+
     fn facts(&self) -> Facts {
-        let length = usize::try_from(self.message.Control.len).unwrap_or(0).min(ROOM);
-        Facts::read(&self.control.0[..length])
+        Facts::read(self.written()[1])
     }
 
     /// What is known of the datagram that was received with this header.
     pub(crate) fn received(&self) -> Option<Received> {
-        let length = usize::try_from(self.message.namelen).unwrap_or(0).min(ADDRESS_ROOM);
-        let from = read_address(&self.address.0[..length])?;
+        let from = read_address(self.written()[0])?;
         let facts = self.facts();
         let to_many = self.message.dwFlags & (ws::MSG_BCAST | ws::MSG_MCAST) != 0;
         let source = match facts.to {
@@ -224,12 +234,12 @@ impl DatagramHeader {
 
     /// From now on the datagrams of this send are cut here. False: so they are already, or it is
     /// one.
-    pub(in crate::sys::windows) fn give_up_offload(&mut self) -> bool {
+    pub(crate) fn give_up_offload(&mut self) -> bool {
         self.segment > 0 && std::mem::replace(&mut self.offload, false)
     }
 
     /// Whether an error that another datagram has met may be passed over, once.
-    pub(in crate::sys::windows) fn may_try_again(&mut self) -> bool {
+    pub(crate) fn may_try_again(&mut self) -> bool {
         !std::mem::replace(&mut self.tried_again, true)
     }
 }

@@ -25,7 +25,7 @@ use windows_sys::Win32::{
 };
 
 use super::{RawDescriptor, socket};
-pub(super) use self::transfer::{is_of_an_earlier_send, receive, send};
+pub(crate) use self::transfer::{is_of_an_earlier_send, receive, send};
 pub(crate) use self::header::{DatagramHeader, cuts_datagrams, is_ipv6};
 pub(crate) use crate::sys::control;
 use self::control::{ADDRESS_ROOM, write_address};

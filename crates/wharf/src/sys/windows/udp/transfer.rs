@@ -13,7 +13,7 @@ use crate::sys::windows::socket::{self, Way};
 ///
 /// The header, the buffer and the overlapped structure stay where they are, untouched, until the
 /// packet.
-pub(in crate::sys::windows) unsafe fn receive(
+pub(crate) unsafe fn receive(
     socket: BorrowedSocket<'_>,
     header: *mut DatagramHeader,
     buffer: *mut u8,
@@ -34,7 +34,7 @@ pub(in crate::sys::windows) unsafe fn receive(
 /// # Safety
 ///
 /// As for `receive`.
-pub(in crate::sys::windows) unsafe fn send(
+pub(crate) unsafe fn send(
     socket: BorrowedSocket<'_>,
     header: *mut DatagramHeader,
     rest: *const u8,
@@ -59,7 +59,7 @@ pub(in crate::sys::windows) unsafe fn send(
 
 /// Whether an error may be one that a datagram sent earlier has met on its way, and that the socket
 /// reports with the next call, whatever that does. (SIO_UDP_CONNRESET turns most of that off.)
-pub(in crate::sys::windows) fn is_of_an_earlier_send(code: i32) -> bool {
+pub(crate) fn is_of_an_earlier_send(code: i32) -> bool {
     matches!(
         code,
         ws::WSAECONNRESET
