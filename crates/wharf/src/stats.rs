@@ -28,7 +28,11 @@ pub struct Stats {
     pub in_flight: u64,
     /// Receives that wait for a pooled buffer now.
     pub starving: usize,
-    /// Entries into the kernel so far.
+    /// System calls made so far for operations: to start them, to make or try them, to wait for
+    /// them, and to wake who waits. On io_uring these are the entries into its rings, and what is
+    /// tried at once; on epoll each receive and send is one, and each registration of a socket.
+    /// On Windows they are the waits, and what is tried at once. Opening, closing and setting options are not counted, nor is
+    /// how workers without a place park and keep watch.
     pub kernel_entries: u64,
     /// Times a receive had to wait because every pooled buffer was in use.
     pub buffers_exhausted: u64,

@@ -211,6 +211,12 @@ impl Handle {
         &self.registration
     }
 
+    /// A system call is made for one of its operations, by us.
+    #[inline]
+    pub(crate) fn count_call(&self) {
+        self.port.count_call();
+    }
+
     /// The key it was associated under.
     pub fn key(&self) -> usize {
         self.key

@@ -282,9 +282,10 @@ impl Shared {
         let dispatch = &self.dispatch;
         let pools = dispatch.lane.pools();
         let waiting = dispatch.waiting.load(Ordering::Relaxed);
+        let [packets, calls] = self.sums([|tally| &tally.packets, |tally| &tally.calls]);
         Stats {
             concurrency: dispatch.concurrency,
-            packets: self.sums([|tally| &tally.packets])[0],
+            packets,
             posted: self.posted.load(Ordering::Relaxed),
             stolen: 0,
             hand_overs: 0,
@@ -293,7 +294,7 @@ impl Shared {
             waiting,
             queued: dispatch.port.depth(),
             in_flight: self.in_flight(),
-            kernel_entries: dispatch.entries.load(Ordering::Relaxed),
+            kernel_entries: calls + dispatch.entries.load(Ordering::Relaxed),
             starving: pools.iter().map(|pool| pool.starving()).sum(),
             buffers_exhausted: pools.iter().map(|pool| pool.exhausted() as u64).sum(),
         }

@@ -29,8 +29,8 @@ use crate::{
 #[repr(align(128))]
 struct Counters {
     stolen: AtomicU64,
-    entries: AtomicU64,
-    /// Moves whenever the holder takes a packet. Not exact: it has no lock.
+    /// Moves whenever the holder takes a packet, or somebody enters the kernel for the lane. Not
+    /// exact: it has no lock.
     progress: AtomicU64,
     /// The watch found its holder busy for long: its completions may be taken by anyone.
     stuck: AtomicBool,
@@ -175,7 +175,7 @@ impl Shared {
 
     fn enters(&self, lane: usize) {
         PACKETS.with(|packets| packets.set(0));
-        self.dispatch.counters[lane].entries.fetch_add(1, Ordering::Relaxed);
+        self.gets_on(lane);
     }
 
     fn submit(&self, lane: usize) {
@@ -296,7 +296,6 @@ impl Shared {
     }
 
     fn wake(&self, lane: usize) {
-        self.dispatch.counters[lane].entries.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.dispatch.lanes[lane].wake() {
             log::error!("a waiting worker could not be woken: {error}");
         }
@@ -310,8 +309,12 @@ impl Shared {
 
     /// How far a lane's holder has come: changes whenever it takes a packet or enters the kernel.
     pub(super) fn progress(&self, lane: usize) -> u64 {
-        let counters = &self.dispatch.counters[lane];
-        counters.progress.load(Ordering::Relaxed) + counters.entries.load(Ordering::Relaxed)
+        self.dispatch.counters[lane].progress.load(Ordering::Relaxed)
+    }
+
+    fn gets_on(&self, lane: usize) {
+        let progress = &self.dispatch.counters[lane].progress;
+        progress.store(progress.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 
     /// Lets idle workers take a lane's completions, whose holder is busy with something else, and
@@ -444,8 +447,7 @@ impl Shared {
         if !completion.silent {
             self.count(|tally| &tally.packets);
         }
-        let progress = &self.dispatch.counters[own].progress;
-        progress.store(progress.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        self.gets_on(own);
     }
 
     fn take_queued(&self, own: usize, taking: &mut Taking<'_>) -> bool {
@@ -662,9 +664,10 @@ impl Shared {
                 .sum()
         };
         let pools = || self.lanes().iter().flat_map(Lane::pools);
+        let [packets, calls] = self.sums([|tally| &tally.packets, |tally| &tally.calls]);
         Stats {
             concurrency: self.dispatch.lanes.len(),
-            packets: self.sums([|tally| &tally.packets])[0],
+            packets,
             posted: self.posted.load(Ordering::Relaxed),
             stolen: sum(|counters| &counters.stolen),
             hand_overs: self.dispatch.schedule.hand_overs(),
@@ -673,7 +676,7 @@ impl Shared {
             waiting: self.dispatch.schedule.waiting(),
             queued: self.queued() + self.lanes().iter().map(Lane::requests_ready).sum::<usize>(),
             in_flight: self.in_flight(),
-            kernel_entries: sum(|counters| &counters.entries),
+            kernel_entries: calls + self.lanes().iter().map(Lane::entries).sum::<u64>(),
             starving: pools().map(|pool| pool.starving()).sum(),
             buffers_exhausted: pools().map(|pool| pool.exhausted() as u64).sum(),
         }

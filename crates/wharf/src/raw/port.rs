@@ -73,13 +73,19 @@ unsafe impl Send for Entry {}
 #[repr(align(128))]
 pub(super) struct Tally {
     pub(super) packets: AtomicU64,
+    /// System calls that the port made itself, for operations.
+    pub(super) calls: AtomicU64,
     started: AtomicU64,
     finished: AtomicU64,
 }
 
 impl Tally {
-    const ALL: [fn(&Self) -> &AtomicU64; 3] =
-        [|tally| &tally.packets, |tally| &tally.started, |tally| &tally.finished];
+    const ALL: [fn(&Self) -> &AtomicU64; 4] = [
+        |tally| &tally.packets,
+        |tally| &tally.calls,
+        |tally| &tally.started,
+        |tally| &tally.finished,
+    ];
 }
 
 /// A port, as its handles and its bound threads share it.
@@ -196,6 +202,11 @@ impl Shared {
 
     pub(crate) fn count_started(&self) {
         self.count(|tally| &tally.started);
+    }
+
+    /// A system call has been made for an operation, or is about to be.
+    pub(super) fn count_call(&self) {
+        self.count(|tally| &tally.calls);
     }
 
     pub(super) fn count(&self, counter: fn(&Tally) -> &AtomicU64) {

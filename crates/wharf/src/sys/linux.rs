@@ -147,6 +147,12 @@ impl Lane {
         driver!(self, lane => lane.requests_ready())
     }
 
+    /// How often the kernel was entered for the lane: to submit, to wait and to wake. What is
+    /// called for one operation is counted by its handle's port.
+    pub(crate) fn entries(&self) -> u64 {
+        driver!(self, lane => lane.entries())
+    }
+
     /// Takes the oldest event.
     #[inline]
     pub(crate) fn pop(&self) -> Option<Popped> {

@@ -6,6 +6,7 @@
 
 use std::{
     collections::VecDeque,
+    sync::atomic::Ordering,
     sync::{Arc, Condvar, Mutex, PoisonError},
     thread::JoinHandle,
 };
@@ -126,6 +127,7 @@ impl Job {
     ///
     /// As for [`Blocking::make`].
     unsafe fn make(&self) -> i32 {
+        self.inbox.calls.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller's promise.
         match unsafe { self.call.make() } {
             Called::Over { result, .. } => result,

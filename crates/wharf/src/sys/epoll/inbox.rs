@@ -5,7 +5,7 @@ use std::{
     io, ptr,
     sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -32,6 +32,8 @@ pub(crate) struct Inbox {
     latest: AtomicPtr<Operation>,
     /// The latest one was taken last.
     in_turn: AtomicBool,
+    /// System calls that threads for files have made.
+    pub(crate) calls: AtomicU64,
     pub(crate) waker: Waker,
 }
 
@@ -48,6 +50,7 @@ impl Inbox {
             ready: AtomicU32::new(0),
             latest: AtomicPtr::new(ptr::null_mut()),
             in_turn: AtomicBool::new(false),
+            calls: AtomicU64::new(0),
             waker: Waker::new()?,
         })
     }

@@ -216,6 +216,12 @@ impl Lane {
         }
     }
 
+    pub(crate) fn entries(&self) -> u64 {
+        let around = self.around.get().map_or(0, Poller::calls);
+        let files = self.inbox.calls.load(Ordering::Relaxed);
+        self.poller().calls() + around + self.inbox.waker.calls() + files
+    }
+
     // ---- Looking and waiting ------------------------------------------------------------
 
     /// Whether something was started since the last look: the next look may bring it.
@@ -433,6 +439,8 @@ impl Lane {
                 unsafe { self.blocking.make(call, &raw mut *op, self.inbox.clone()) };
                 return Ok(Attempt::Waits);
             };
+            // SAFETY: as for the token.
+            unsafe { &*op.handle }.count_call();
             let seen = self.registry.edges(token, direction);
             // SAFETY: the caller's promise.
             match unsafe { call.make() } {

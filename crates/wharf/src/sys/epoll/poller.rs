@@ -4,7 +4,7 @@ use std::{
     io,
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -32,6 +32,7 @@ const MOST: i32 = EVENTS as i32;
 #[derive(Debug)]
 pub(crate) struct Poller {
     fd: OwnedFd,
+    calls: AtomicU64,
 }
 
 /// Readable while there are events.
@@ -49,11 +50,16 @@ impl Poller {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
-        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, calls: AtomicU64::new(0) })
     }
 
     pub(crate) fn fd(&self) -> RawDescriptor {
         self.fd.as_raw_fd()
+    }
+
+    /// System calls made for it so far.
+    pub(crate) fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
     }
 
     /// Registers a descriptor.
@@ -77,6 +83,7 @@ impl Poller {
 
     fn control(&self, what: i32, fd: RawDescriptor, events: u32, token: u64) -> io::Result<()> {
         let mut event = libc::epoll_event { events, u64: token };
+        self.calls.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the event lives across the call, which copies it.
         if unsafe { libc::epoll_ctl(self.fd(), what, fd, &raw mut event) } < 0 {
             return Err(io::Error::last_os_error());
@@ -113,6 +120,7 @@ impl Poller {
         /// Whether the kernel takes fractions of a millisecond (Linux 5.11), and lets us call it.
         static EXACT: AtomicBool = AtomicBool::new(true);
         let address = events.as_mut_ptr().cast();
+        self.calls.fetch_add(1, Ordering::Relaxed);
         let exact = timeout.is_some_and(|timeout| timeout > Duration::ZERO)
             && EXACT.load(Ordering::Relaxed);
         let count = if exact {
@@ -164,6 +172,7 @@ pub(crate) struct Waker {
     fd: OwnedFd,
     /// It has been written to, or is about to be, and has not been read since.
     raised: AtomicBool,
+    calls: AtomicU64,
 }
 
 impl Waker {
@@ -173,18 +182,28 @@ impl Waker {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
-        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, raised: AtomicBool::new(false) })
+        Ok(Self {
+            // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+            fd: unsafe { OwnedFd::from_raw_fd(fd) },
+            raised: AtomicBool::new(false),
+            calls: AtomicU64::new(0),
+        })
     }
 
     pub(crate) fn fd(&self) -> RawDescriptor {
         self.fd.as_raw_fd()
     }
 
+    /// System calls made for it so far.
+    pub(crate) fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn raise(&self) -> io::Result<()> {
         if self.raised.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
+        self.calls.fetch_add(1, Ordering::Relaxed);
         let one = 1u64;
         // SAFETY: eight bytes are read from a number that lives across the call.
         if unsafe { libc::write(self.fd(), (&raw const one).cast(), 8) } < 0 {
@@ -199,6 +218,7 @@ impl Waker {
         if !self.raised.load(Ordering::SeqCst) {
             return;
         }
+        self.calls.fetch_add(1, Ordering::Relaxed);
         let mut count = 0u64;
         // The reading comes first: the other way round it could take the mark of a wake-up along
         // that has just been raised, and none would be written any more.

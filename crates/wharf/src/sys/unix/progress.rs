@@ -206,11 +206,13 @@ pub(crate) unsafe fn attempt(op: &mut Operation) -> Option<io::Result<usize>> {
     let fd = handle.fd();
     let (done, wanted) = match op.request {
         Request::Receive { buffer, length, exact } if length > 0 => {
+            handle.count_call();
             // SAFETY: the caller's promise: so many bytes may be written there.
             let done = unsafe { call::receive(fd, buffer, length) };
             (done, if exact { length } else { 1 })
         }
         Request::Send { buffer, length } => {
+            handle.count_call();
             // SAFETY: the caller's promise: so many bytes may be read there.
             (unsafe { call::send(fd, buffer, length) }, length)
         }

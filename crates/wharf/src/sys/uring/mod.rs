@@ -289,6 +289,11 @@ impl Lane {
     }
 
     /// Enters the kernel without waiting: submits what is queued.
+    /// How often the kernel was entered.
+    pub(crate) fn entries(&self) -> u64 {
+        self.ring.entries()
+    }
+
     pub(crate) fn submit(&self) -> io::Result<()> {
         self.ring.enter(0, None)
     }

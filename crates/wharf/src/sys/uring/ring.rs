@@ -64,6 +64,7 @@ pub(crate) struct Ring {
     features: u32,
     no_iowait: bool,
     size: RingSize,
+    entries: AtomicU64,
     /// Guards the submission queue's tail and the entries behind it.
     submit: Mutex<()>,
     sq_head: *const AtomicU32,
@@ -176,6 +177,7 @@ impl Ring {
             features: params.features,
             no_iowait: params.features & abi::IORING_FEAT_NO_IOWAIT != 0,
             size: RingSize { submissions: params.sq_entries, completions: params.cq_entries },
+            entries: AtomicU64::new(0),
             submit: Mutex::new(()),
             sq_head: rings.atomic(params.sq_off.head),
             sq_tail: rings.atomic(params.sq_off.tail),
@@ -404,6 +406,7 @@ impl Ring {
             }
             None => (std::ptr::null(), 0),
         };
+        self.entries.fetch_add(1, Ordering::Relaxed);
         if wanted > 0 && self.no_iowait {
             flags |= abi::IORING_ENTER_NO_IOWAIT;
         }
@@ -429,6 +432,11 @@ impl Ring {
             Some(libc::EINTR) => Ok(()),
             _ => Err(error),
         }
+    }
+
+    /// How often the kernel was entered.
+    pub(crate) fn entries(&self) -> u64 {
+        self.entries.load(Ordering::Relaxed)
     }
 
     /// Calls io_uring_register.

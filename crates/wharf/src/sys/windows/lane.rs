@@ -953,6 +953,8 @@ pub(crate) unsafe fn attempt(op: &mut Operation) -> Option<io::Result<usize>> {
             _ => return None,
         }
     };
+    // SAFETY: an operation that is started has a handle, which outlives it.
+    unsafe { &*op.handle }.count_call();
     let done = match done {
         Ok(done) => done,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,

@@ -37,6 +37,8 @@ pub(crate) unsafe fn attempt(op: &mut Operation, pool: &Pool) -> Option<Step> {
         let Some(id) = pool.take() else { return Some(Step::Starve) };
         op.buffer = u32::from(id);
     }
+    // SAFETY: an operation in flight has a handle, which outlives it.
+    unsafe { &*op.handle }.count_call();
     // SAFETY: the caller's promise.
     let step = match unsafe { Call::of(op, pool).make() } {
         Called::WouldBlock => None,
