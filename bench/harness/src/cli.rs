@@ -158,7 +158,7 @@ impl std::str::FromStr for Choice {
             Some((scenario, name)) => (Some(scenario.to_owned()), name.to_owned()),
             None => (None, name.to_owned()),
         };
-        let values = values.split(',').map(|it| it.parse().ok().filter(|&it| it > 0));
+        let values = values.split(',').map(|it| it.parse().ok());
         let values = values.collect::<Option<Vec<u64>>>().ok_or_else(wrong)?;
         Ok(Self { scenario, name, values })
     }
@@ -244,6 +244,16 @@ impl Options {
                     "--set: none of the scenarios to run has a parameter {name}; --explain \
                      SCENARIO tells which there are"
                 )));
+            }
+            // Nothing makes sense only where it is one of the usual values.
+            let nothing = |scenario: &&dyn Scenario| {
+                let parameters = scenario.parameters();
+                let mut chosen = parameters.iter().filter(|it| choice.applies(*scenario, it));
+                choice.values.contains(&0) && chosen.any(|it| !it.full.contains(&0))
+            };
+            if let Some(scenario) = chosen.iter().find(|it| nothing(it)) {
+                let (name, scenario) = (&choice.name, scenario.name());
+                return Err(Failure(format!("--set: {name} of {scenario} cannot be 0")));
             }
         }
         chosen.sort_by_key(|it| it.place());
@@ -455,10 +465,16 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for line in ["--rounds", "--rounds 0", "--set size", "--set size=64,x", "--set size=0"] {
+        for line in ["--rounds", "--rounds 0", "--set size", "--set size=64,x", "--set size=-1"] {
             assert!(parse(&format!("bench {line}")).is_err(), "{line}");
         }
-        for line in ["ehco", "--set echo.speed=1", "idle --set depth=2", "--explain nothing"] {
+        for line in [
+            "ehco",
+            "--set echo.speed=1",
+            "idle --set depth=2",
+            "echo --set size=0",
+            "--explain nothing",
+        ] {
             assert!(parse(&format!("bench {line}")).expect("valid").check().is_err(), "{line}");
         }
     }

@@ -69,9 +69,13 @@ impl Work {
         chosen: impl Fn(&Parameter) -> Vec<u64>,
         programs: &[Program],
     ) -> Self {
+        let parameters = scenario.parameters();
         Self {
             scenario,
-            points: Point::star(&scenario.parameters(), chosen),
+            points: match scenario.crossed() {
+                true => Point::grid(&parameters, chosen),
+                false => Point::star(&parameters, chosen),
+            },
             candidates: programs.iter().flat_map(|it| it.candidates(scenario.service())).collect(),
         }
     }
@@ -192,6 +196,7 @@ impl Bench {
             point: point.values().into_iter().map(|(it, value)| (it.to_owned(), value)).collect(),
             command: format!("wharf bench {} {}", scenario.name(), point.options()),
             metrics: metrics.into_iter().cloned().collect(),
+            baseline: scenario.baseline().map(str::to_owned),
             plots: scenario
                 .plots()
                 .iter()

@@ -41,6 +41,17 @@ pub trait Scenario: Sync {
         &[]
     }
 
+    /// Whether every value of each parameter is measured with every value of the others, and not
+    /// only with the base of the others.
+    fn crossed(&self) -> bool {
+        false
+    }
+
+    /// Whom the others are compared with where the one that the user names does not take part.
+    fn baseline(&self) -> Option<&'static str> {
+        None
+    }
+
     /// How many CPUs and descriptors it takes. Said before anything is started.
     fn needs(&self, point: &Point) -> Needs {
         Needs { cpus: point.get("cpus"), descriptors: point.get("connections") }
@@ -199,6 +210,26 @@ impl Point {
         points
     }
 
+    /// Every value of each parameter with every value of the others, those of the last parameter
+    /// slowest.
+    #[must_use]
+    pub fn grid(parameters: &[Parameter], chosen: impl Fn(&Parameter) -> Vec<u64>) -> Vec<Self> {
+        let mut points = vec![Self(Vec::new())];
+        for parameter in parameters {
+            let values = chosen(parameter);
+            let with = |value: &u64| {
+                let add = |point: &Self| {
+                    let mut point = point.clone();
+                    point.0.push((parameter.clone(), *value));
+                    point
+                };
+                points.iter().map(add).collect::<Vec<_>>()
+            };
+            points = values.iter().flat_map(with).collect();
+        }
+        points
+    }
+
     /// The value of a parameter.
     ///
     /// # Panics
@@ -271,6 +302,14 @@ mod tests {
         assert_eq!(titles, ["64 B, 1 CPU", "1,024 B, 1 CPU", "64 B, 2 CPUs"]);
         assert_eq!(points[1].get("size"), 1024);
         assert_eq!(points[2].options(), "--set size=64 --set cpus=2");
+    }
+
+    #[test]
+    fn a_grid_has_all_combinations() {
+        let parameters = [Parameter::size(&[64, 1024], &[64]), Parameter::cpus(&[1, 2], &[1])];
+        let points = Point::grid(&parameters, |it| it.full.to_vec());
+        let titles: Vec<_> = points.iter().map(Point::title).collect();
+        assert_eq!(titles, ["64 B, 1 CPU", "1,024 B, 1 CPU", "64 B, 2 CPUs", "1,024 B, 2 CPUs"]);
     }
 
     #[test]

@@ -53,6 +53,7 @@ fn report() -> Report {
             point: [("connections".to_owned(), connections)].into(),
             command: format!("wharf bench echo --set connections={connections}"),
             metrics: metrics.clone(),
+            baseline: None,
             plots: vec![("connections".to_owned(), "cpu_ns".to_owned())],
             rows: vec![row("tokio", 2000.0), row("wharf", 1000.0 + connections as f64), broken],
             calibration: vec![calibrate().expect("clocks"); 3],

@@ -178,7 +178,9 @@ fn each_failure_is_a_row_and_the_others_go_on() {
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
     let report = folder.report();
     good(&report, "good");
-    assert!(failure(&report, "dies").contains("end") || failure(&report, "dies").contains("close"));
+    // On a busy machine it is dead before somebody connects.
+    let words = ["end", "close", "refused", "reset"];
+    assert!(words.iter().any(|it| failure(&report, "dies").contains(it)), "{report}");
     assert!(failure(&report, "silent").contains("does not listen"));
     assert_eq!(failure(&report, "babbles"), "does not listen, but says: hello");
     assert_eq!(failure(&report, "refuses"), "does not listen: no memory for rings");

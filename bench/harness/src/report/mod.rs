@@ -107,6 +107,9 @@ pub struct Outcome {
     pub command: String,
     /// What was counted. The first is what candidates are compared by.
     pub metrics: Vec<Metric>,
+    /// Whom the others are compared with where the one that was asked for does not take part.
+    #[serde(default)]
+    pub baseline: Option<String>,
     /// The parameter and the metric of each plot of one by the other.
     pub plots: Vec<(String, String)>,
     /// The candidates.

@@ -16,7 +16,8 @@ pub fn table(outcome: &Outcome, baseline: &str) -> String {
     let headline = outcome.headline();
     let longest = outcome.rows.iter().filter_map(|it| it.figures.get(&*headline.key));
     let longest = longest.map(|it| it.median).fold(0.0, f64::max);
-    let baseline = outcome.rows.iter().find(|it| it.name == baseline);
+    let row = |name: &str| outcome.rows.iter().find(|it| it.name == name);
+    let baseline = row(baseline).or_else(|| row(outcome.baseline.as_deref()?));
     let baseline = baseline.and_then(|it| Some((&it.name, it.figures.get(&*headline.key)?)));
 
     let mut head = vec![String::new(), "server".to_owned(), bar_title(headline)];

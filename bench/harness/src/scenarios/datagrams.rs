@@ -68,6 +68,14 @@ and compio receive as their documents teach, compio with a multishot receive int
         vec![&CPU_NS, &RATE, &PER_NOTIFICATION, &LOST, &SWITCHES, &PEAK_MIB]
     }
 
+    fn crossed(&self) -> bool {
+        true
+    }
+
+    fn baseline(&self) -> Option<&'static str> {
+        Some("recvmmsg")
+    }
+
     fn needs(&self, _point: &Point) -> Needs {
         Needs { cpus: 1, descriptors: 0 }
     }

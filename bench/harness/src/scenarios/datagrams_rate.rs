@@ -45,6 +45,10 @@ take; one that loses nothing was as fast as the generator, and may be faster."
         vec![&RATE, &LOST, &CPU_NS, &PER_NOTIFICATION, &PEAK_MIB]
     }
 
+    fn baseline(&self) -> Option<&'static str> {
+        Some("wharf:port")
+    }
+
     fn needs(&self, _point: &Point) -> Needs {
         Needs { cpus: 2, descriptors: 0 }
     }

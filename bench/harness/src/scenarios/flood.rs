@@ -144,6 +144,10 @@ on one port they did not become shorter when it had the highest priority."
         vec![&P99_US, &QUIET_P99_US, &RATIO, &P50_US, &P999_US, &HANDLED, &PEAK_MIB]
     }
 
+    fn baseline(&self) -> Option<&'static str> {
+        Some("wharf:separate")
+    }
+
     fn needs(&self, point: &Point) -> Needs {
         Needs { cpus: 2, descriptors: point.get("connections") }
     }

@@ -22,7 +22,7 @@ pub const RECEIVE_BUFFER: usize = 4 << 20;
 /// How many receives are outstanding where they cost little.
 pub const OUTSTANDING: usize = 1024;
 /// How many are outstanding of those that each have room for coalesced datagrams.
-pub const OUTSTANDING_COALESCED: usize = 64;
+pub const OUTSTANDING_COALESCED: usize = 16;
 /// How many receives a thread has outstanding at a completion port.
 pub const OUTSTANDING_PER_THREAD: usize = 16;
 /// How many completions (or datagrams) are taken at once, at most.
