@@ -36,6 +36,10 @@
 //! request counts from when it is started until its completion is *dequeued*: only there its slice
 //! and its place in the quota come back.
 //!
+//! Receives are filled in the order in which they were started, one after the other, and so all of
+//! them go through the processor's cache. Have as many outstanding as come at once, and not many
+//! more: 16 of 64 KiB where datagrams are coalesced cost less than 64 of them.
+//!
 //! # Being notified
 //!
 //! A polled queue is looked at again and again. Another can be waited for: by an event
