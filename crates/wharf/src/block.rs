@@ -50,6 +50,9 @@ pub(crate) enum Payload {
     },
     AcceptFirst(Buf),
     Connect(Box<SockAddr>),
+    /// To be connected to: an instance of a named pipe.
+    #[cfg(windows)]
+    ServePipe,
     Shutdown(Shutdown),
     Transmit(Transmit),
     RecvMessage(Buf, Parcel),
@@ -383,6 +386,8 @@ impl Payload {
             Self::Send(_) | Self::SendVectored(_) | Self::SendMessage(..) => "send",
             Self::Accept { .. } | Self::AcceptFirst(_) => "accept",
             Self::Connect(_) => "connect",
+            #[cfg(windows)]
+            Self::ServePipe => "serve_pipe",
             Self::Shutdown(_) => "shutdown",
             Self::Transmit(_) => "transmit",
             Self::Read(..) | Self::ReadVectored(..) => "read",
@@ -499,6 +504,8 @@ impl Payload {
             Self::Connect(address) => {
                 Request::Connect { address: address.as_ptr().cast(), length: address.len() as _ }
             }
+            #[cfg(windows)]
+            Self::ServePipe => Request::Connect { address: ptr::null(), length: 0 },
             Self::Shutdown(how) => Request::Shutdown { how: *how },
             Self::Transmit(transmit) => Request::Transmit { transmission: transmit.prepare()? },
             Self::RecvMessage(buf, parcel) if buf.wants_pool() => {

@@ -58,7 +58,8 @@ cfg_select! {
 
 lend_socket!(
     /// For socket options, through `socket2::SockRef`. Receiving or sending on the descriptor
-    /// directly gets in the way of the operations in flight.
+    /// directly gets in the way of the operations in flight. (On Windows, where pipes are no
+    /// sockets, it panics for one.)
     Stream<K, M>, shared.raw.fd
 );
 lend_socket!(

@@ -47,6 +47,7 @@ mod descriptor;
 mod driver;
 mod error;
 mod file;
+mod pipe;
 mod port;
 mod probe;
 pub mod raw;
@@ -60,6 +61,8 @@ mod transmit;
 mod udp;
 mod workers;
 
+#[cfg(windows)]
+pub use crate::pipe::PipeServer;
 pub use crate::{
     block::OpId,
     buf::{Buf, Pooled},

@@ -24,7 +24,7 @@ use crate::{
     },
     stats::Stats,
     sync::lock,
-    sys::{self, OwnedSocket},
+    sys::{self, OwnedDescriptor, OwnedSocket},
     tcp::{Incoming, Listener, Stream, streams},
     transmit::Transmit,
     udp::{self, IcmpError, Received, UdpSocket},
@@ -604,7 +604,9 @@ where
     /// Associates a connected (or not yet connected) stream socket: a `std::net::TcpStream`, a
     /// `std::os::unix::net::UnixStream`, a `socket2::Socket`, or any other descriptor of one. Or
     /// what else bytes are received from or sent to in order: an end of a pipe, a FIFO, a
-    /// terminal, the `ChildStdin` and `ChildStdout` of a process.
+    /// terminal, the `ChildStdin` and `ChildStdout` of a process. On Windows it has to be opened for
+    /// overlapped operations, as named pipes may be and anonymous ones are not:
+    /// [`Self::pipe_from`] and [`Self::pipe_to`] make some.
     ///
     /// A pipe has one direction, and ends when the last clone of its [`Stream`] is dropped: it
     /// cannot be shut down. A program that writes to pipes must ignore SIGPIPE, as Rust's do. What
@@ -618,9 +620,9 @@ where
     /// descriptor comes back.
     pub fn associate(
         &self,
-        socket: impl Into<OwnedSocket>,
+        socket: impl Into<OwnedDescriptor>,
         key: K,
-    ) -> Result<Stream<K, M>, Refused<OwnedSocket>> {
+    ) -> Result<Stream<K, M>, Refused<OwnedDescriptor>> {
         HandleShared::new(self.shared(), socket.into(), key, streams).map(Stream::from_shared)
     }
 
@@ -914,6 +916,8 @@ impl<K, M> PortShared<K, M> {
             Payload::Accept { .. } => accept(handle, completion.accepted.take(), None),
             Payload::AcceptFirst(buf) => accept(handle, completion.accepted.take(), Some(buf)),
             Payload::Connect(_) => Op::Connect { stream: stream(handle) },
+            #[cfg(windows)]
+            Payload::ServePipe => Op::Connect { stream: stream(handle) },
             Payload::Shutdown(_) => Op::Shutdown { stream: stream(handle) },
             Payload::Read(buf, _) => {
                 Op::Read { file: file(handle), buf: buffer.map_or(buf, Buf::from) }

@@ -382,6 +382,7 @@ impl<K, M> Stream<K, M> {
     ///
     /// If the socket is not connected.
     pub fn peer_addr(&self) -> Result<SocketAddr> {
+        self.has_addresses()?;
         address(SockRef::from(self).peer_addr())
     }
 
@@ -391,7 +392,15 @@ impl<K, M> Stream<K, M> {
     ///
     /// If the system does not tell.
     pub fn local_addr(&self) -> Result<SocketAddr> {
+        self.has_addresses()?;
         address(SockRef::from(self).local_addr())
+    }
+
+    fn has_addresses(&self) -> Result<()> {
+        match self.shared.raw.kind() {
+            Kind::Socket => Ok(()),
+            _ => Err(Error::of(ErrorKind::Unsupported, "address")),
+        }
     }
 }
 

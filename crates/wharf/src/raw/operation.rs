@@ -104,10 +104,12 @@ pub enum Request {
         /// How many bytes fit.
         length: usize,
     },
-    /// Connect to an address.
+    /// Connect to an address; or, on Windows, wait until a client has connected to an instance of a
+    /// named pipe.
     #[doc(alias = "ConnectEx")]
+    #[doc(alias = "ConnectNamedPipe")]
     Connect {
-        /// A `sockaddr` of the system's.
+        /// A `sockaddr` of the system's; null for a pipe.
         address: *const u8,
         /// Its length in bytes.
         length: u32,

@@ -27,6 +27,7 @@
 //! | `Identity` | what kind of thing a descriptor leads to, and which |
 //! | `adopt`, `release` | a descriptor belongs to one port |
 //! | `claim_address` | a listener has its address for itself |
+//! | `pipe` | two ends of a pipe, one of them for a port |
 //! | `file` | what files need beside their operations |
 //! | `signal` | an event that can be waited for |
 //! | `own`, `attempt` | a descriptor that the system has given; an operation without waiting |

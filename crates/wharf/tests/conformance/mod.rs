@@ -11,10 +11,11 @@ mod datagrams;
 mod descriptors;
 mod files;
 mod lifecycle;
+#[cfg(windows)]
+mod named_pipes;
 #[cfg(unix)]
 mod network;
 mod operations;
-#[cfg(unix)]
 mod pipes;
 mod port;
 mod scheduling;

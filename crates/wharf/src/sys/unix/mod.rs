@@ -45,6 +45,12 @@ use crate::{
 /// No descriptor.
 pub(crate) const NO_DESCRIPTOR: RawDescriptor = -1;
 
+/// A pipe: an end for a port, which is read from if `reads`, and the other end.
+pub(crate) fn pipe(reads: bool) -> io::Result<(OwnedDescriptor, OwnedFile)> {
+    let (reader, writer) = io::pipe()?;
+    Ok(if reads { (reader.into(), writer.into()) } else { (writer.into(), reader.into()) })
+}
+
 impl Descriptor for OwnedDescriptor {
     fn back(descriptor: OwnedDescriptor) -> Self {
         descriptor

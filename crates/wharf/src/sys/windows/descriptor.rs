@@ -1,12 +1,14 @@
 //! Sockets and files: two types with two ways to close them, and one way to belong to a port.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, PipeReader, PipeWriter},
     net::{TcpListener, TcpStream, UdpSocket},
     os::windows::io::{
         AsHandle, AsRawHandle, AsRawSocket, AsSocket, BorrowedHandle, BorrowedSocket, OwnedHandle,
         OwnedSocket,
     },
+    process::{ChildStderr, ChildStdin, ChildStdout},
 };
 
 use socket2::Socket;
@@ -20,7 +22,7 @@ use crate::sys::{Descriptor, Kind};
 pub enum OwnedDescriptor {
     /// A socket, whatever its protocol.
     Socket(OwnedSocket),
-    /// A file, opened with `FILE_FLAG_OVERLAPPED`.
+    /// A file or an end of a pipe, opened with `FILE_FLAG_OVERLAPPED`.
     File(OwnedHandle),
 }
 
@@ -52,6 +54,12 @@ pub(crate) fn raw(descriptor: &OwnedDescriptor) -> RawDescriptor {
         // A SOCKET is as wide as a pointer.
         OwnedDescriptor::Socket(socket) => socket.as_raw_socket() as usize,
         OwnedDescriptor::File(file) => file.as_raw_handle().addr(),
+    }
+}
+
+impl Descriptor for OwnedDescriptor {
+    fn back(descriptor: OwnedDescriptor) -> Self {
+        descriptor
     }
 }
 
@@ -114,6 +122,42 @@ impl From<UdpSocket> for OwnedDescriptor {
         Self::Socket(socket.into())
     }
 }
+
+/// What is no socket comes back.
+impl TryFrom<OwnedDescriptor> for OwnedSocket {
+    type Error = OwnedDescriptor;
+
+    fn try_from(descriptor: OwnedDescriptor) -> Result<Self, OwnedDescriptor> {
+        match descriptor {
+            OwnedDescriptor::Socket(socket) => Ok(socket),
+            other => Err(other),
+        }
+    }
+}
+
+/// What is a socket comes back.
+impl TryFrom<OwnedDescriptor> for OwnedHandle {
+    type Error = OwnedDescriptor;
+
+    fn try_from(descriptor: OwnedDescriptor) -> Result<Self, OwnedDescriptor> {
+        match descriptor {
+            OwnedDescriptor::File(file) => Ok(file),
+            other => Err(other),
+        }
+    }
+}
+
+macro_rules! from_pipes {
+    ($($pipe:ty),*) => {
+        $(impl From<$pipe> for OwnedDescriptor {
+            fn from(pipe: $pipe) -> Self {
+                Self::File(pipe.into())
+            }
+        })*
+    };
+}
+
+from_pipes!(ChildStdin, ChildStdout, ChildStderr, PipeReader, PipeWriter);
 
 /// What a descriptor leads to.
 #[derive(Clone, Copy, Debug)]

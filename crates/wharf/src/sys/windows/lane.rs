@@ -11,7 +11,10 @@ use std::{
 };
 
 use windows_sys::Win32::{
-    Foundation::{ERROR_HANDLE_EOF, ERROR_NETNAME_DELETED, NTSTATUS, RtlNtStatusToDosError},
+    Foundation::{
+        ERROR_BROKEN_PIPE, ERROR_HANDLE_EOF, ERROR_NETNAME_DELETED, ERROR_PIPE_NOT_CONNECTED,
+        NTSTATUS, RtlNtStatusToDosError, STATUS_BUFFER_OVERFLOW,
+    },
     Networking::WinSock as ws,
     System::IO::OVERLAPPED,
 };
@@ -21,6 +24,7 @@ use super::{
     Slice, borrow,
     file::{self, Chore},
     first::Signal,
+    pipe,
     port::{CompletionPort, Entry},
     socket::{self, Accepting},
     timers::{self, Timer},
@@ -201,6 +205,9 @@ impl Lane {
         descriptor: &OwnedDescriptor,
         kind: Kind,
     ) -> Result<Registration, Error> {
+        const NOT_OVERLAPPED: &str =
+            "it has to be opened for overlapped operations, as Port::open, Port::pipe_from and \
+             Port::pipe_to do, and may belong to one port only";
         self.port.associate(raw(descriptor), key::CALL).map_err(|error| {
             let failed = Error::from_io(&error, "associate");
             match (failed.kind(), kind) {
@@ -208,10 +215,7 @@ impl Lane {
                 (ErrorKind::InvalidInput, Kind::Socket) => {
                     Error::of(ErrorKind::Associated, "associate")
                 }
-                (ErrorKind::InvalidInput, _) => failed.with_remedy(
-                    "it has to be opened for overlapped operations, as Port::open does, and may \
-                     belong to one port only",
-                ),
+                (ErrorKind::InvalidInput, _) => failed.with_remedy(NOT_OVERLAPPED),
                 _ => failed,
             }
         })?;
@@ -282,6 +286,11 @@ impl Lane {
         let socket = unsafe { socket_of(op) };
         op.system.overlapped = OVERLAPPED::default();
         op.system.flags = 0;
+        // SAFETY: as above.
+        if unsafe { &*op.handle }.kind() == Kind::Pipe {
+            // SAFETY: the caller's promise.
+            return unsafe { self.call_pipe(op) };
+        }
         let overlapped = &raw mut op.system.overlapped;
         let flags = &raw mut op.system.flags;
         // SAFETY: in all of them: the operation is in flight until its packet, so its header and
@@ -404,6 +413,59 @@ impl Lane {
         Ok(Begun::Called)
     }
 
+    /// The same for an end of a pipe.
+    ///
+    /// # Safety
+    ///
+    /// As for `push`.
+    unsafe fn call_pipe(&self, op: &mut Operation) -> io::Result<Begun> {
+        // SAFETY: an operation in flight has a handle, which outlives it.
+        let pipe = unsafe { &*op.handle }.fd();
+        let overlapped = &raw mut op.system.overlapped;
+        // SAFETY: in all of them: the operation is in flight until its packet, so its header and
+        // what its request points to stay where they are, untouched; `bytes` never exceeds
+        // `length`.
+        unsafe {
+            match op.request {
+                Request::ReceivePooled { .. } if op.buffer != NO_BUFFER => {
+                    let buffer = self.pool.address(u16::try_from(op.buffer).unwrap_or(0));
+                    pipe::read(pipe, buffer, self.pool.size(), overlapped)?;
+                }
+                Request::Receive { length: 0, .. }
+                | Request::Readable
+                | Request::ReceivePooled { .. } => {
+                    pipe::read(pipe, ptr::null_mut(), 0, overlapped)?;
+                }
+                Request::Receive { buffer, length, .. } => {
+                    let (rest, left) = (buffer.add(op.bytes), length - op.bytes);
+                    pipe::read(pipe, rest, left, overlapped)?;
+                }
+                Request::Send { buffer, length } => {
+                    if length == op.bytes {
+                        return Ok(Begun::Over(0));
+                    }
+                    let (rest, left) = (buffer.add(op.bytes), length - op.bytes);
+                    pipe::write(pipe, rest, left, overlapped)?;
+                }
+                Request::SendVectored { gather } => {
+                    let Slice(next) = next_slice(gather);
+                    if next.len == 0 {
+                        return Ok(Begun::Over(0));
+                    }
+                    pipe::write(pipe, next.buf, next.len as usize, overlapped)?;
+                }
+                Request::Connect { address, .. } if address.is_null() => {
+                    if !pipe::connect(pipe, overlapped)? {
+                        return Ok(Begun::Over(0));
+                    }
+                }
+                // Only for sockets, or for files.
+                _ => return Err(io::Error::from_raw_os_error(ws::WSAENOTSOCK)),
+            }
+        }
+        Ok(Begun::Called)
+    }
+
     /// Has something done that no call does without waiting.
     fn chore(&self, operation: *mut Operation, chore: Chore) -> io::Result<()> {
         // SAFETY: an operation in flight has a handle, which outlives it.
@@ -511,7 +573,11 @@ impl Lane {
     }
 
     fn note(&self, op: &mut Operation, status: NTSTATUS, bytes: u32) {
-        op.system.result = if status >= 0 {
+        // SAFETY: an operation in flight has a handle, which outlives it.
+        let kind = unsafe { &*op.handle }.kind();
+        // Of a message in a pipe, what did not fit comes next.
+        let in_part = status == STATUS_BUFFER_OVERFLOW && kind == Kind::Pipe;
+        op.system.result = if status >= 0 || in_part {
             bytes.cast_signed()
         } else {
             // What was cancelled may have been done in part.
@@ -525,10 +591,11 @@ impl Lane {
             };
             // SAFETY: an operation in flight has a handle, which outlives it; its call is over.
             -unsafe {
-                if (*op.handle).kind() != Kind::Socket {
-                    RtlNtStatusToDosError(status).cast_signed()
-                } else {
-                socket::error_of(socket_of(op), &raw const op.system.overlapped, status)
+                match kind {
+                    Kind::Socket => {
+                        socket::error_of(socket_of(op), &raw const op.system.overlapped, status)
+                    }
+                    _ => RtlNtStatusToDosError(status).cast_signed(),
                 }
             }
         };
@@ -567,8 +634,20 @@ impl Lane {
             return self.evaluate_error(op, -op.system.result);
         };
         // SAFETY: an operation in flight has a handle, which outlives it.
-        let socket = unsafe { socket_of(op) };
+        let (socket, pipe) = unsafe { (socket_of(op), (*op.handle).kind() == Kind::Pipe) };
         match op.request {
+            // Somebody has written nothing: the end has a code of its own.
+            Request::Receive { length: 1.., .. } if pipe && done == 0 => go_on(op),
+            Request::ReceivePooled { .. } if pipe => {
+                if op.buffer == NO_BUFFER {
+                    let Some(id) = self.pool.take() else { return Step::Starve };
+                    op.buffer = u32::from(id);
+                    return Step::Again;
+                }
+                op.bytes = done;
+                if done == 0 { go_on(op) } else { Step::Finish }
+            }
+            Request::Connect { .. } if pipe => Step::Finish,
             Request::Receive { length, exact, .. } => {
                 op.bytes += if length == 0 { 0 } else { done };
                 if exact && done > 0 && op.bytes < length { go_on(op) } else { Step::Finish }
@@ -735,6 +814,15 @@ impl Lane {
         let accepting = op.accepted == NO_DESCRIPTOR
             && matches!(op.request, Request::Accept { .. } | Request::AcceptFirst { .. });
         match code {
+            // The other end of a pipe is gone.
+            PIPE_ENDED | PIPE_LEFT
+                if matches!(
+                    op.request,
+                    Request::Receive { .. } | Request::ReceivePooled { .. } | Request::Readable
+                ) =>
+            {
+                Step::Finish
+            }
             // The end of the file, of which a transmission was promised more.
             END_OF_FILE if !matches!(op.request, Request::Transmit { .. }) => Step::Finish,
             CANCELLED if op.flags.expired => fail(op, TIMED_OUT),
@@ -900,6 +988,8 @@ unsafe fn socket_of<'a>(op: &Operation) -> BorrowedSocket<'a> {
 }
 
 const END_OF_FILE: i32 = ERROR_HANDLE_EOF.cast_signed();
+const PIPE_ENDED: i32 = ERROR_BROKEN_PIPE.cast_signed();
+const PIPE_LEFT: i32 = ERROR_PIPE_NOT_CONNECTED.cast_signed();
 const NETNAME_DELETED: i32 = ERROR_NETNAME_DELETED.cast_signed();
 
 fn fail(op: &mut Operation, code: i32) -> Step {
@@ -938,6 +1028,11 @@ unsafe fn slices<'a>(gather: *mut Gather) -> &'a [ws::WSABUF] {
 ///
 /// The operation has a handle, and the pointers in its request are good.
 pub(crate) unsafe fn attempt(op: &mut Operation) -> Option<io::Result<usize>> {
+    // SAFETY: the caller's promise.
+    if unsafe { &*op.handle }.kind() != Kind::Socket {
+        // No call on a pipe that is overlapped does without waiting.
+        return None;
+    }
     // SAFETY: the caller's promise.
     let socket = unsafe { socket_of(op) };
     // SAFETY: in both: the caller's promise.

@@ -6,6 +6,7 @@ pub(crate) mod file;
 mod first;
 mod lane;
 mod memory;
+pub(crate) mod pipe;
 mod port;
 mod probe;
 pub(crate) mod signal;
@@ -34,6 +35,7 @@ pub(crate) use self::{
     descriptor::{Identity, NO_DESCRIPTOR, RawDescriptor, raw},
     lane::{Event, Header, Lane, attempt, key},
     memory::Mapping,
+    pipe::pair as pipe,
     port::{CompletionPort, Entry as PortEntry, MOST as PORT_BATCH},
     probe::probe,
     udp::{DatagramHeader, cuts_datagrams, is_ipv6},
@@ -197,11 +199,17 @@ pub(crate) fn kind_of(code: i32) -> ErrorKind {
         | win::ERROR_NO_SYSTEM_RESOURCES
         | win::ERROR_COMMITMENT_LIMIT => return ErrorKind::OutOfMemory,
         win::ERROR_TOO_MANY_OPEN_FILES => return ErrorKind::OutOfDescriptors,
-        win::ERROR_INVALID_PARAMETER | win::ERROR_NOACCESS => return ErrorKind::InvalidInput,
+        win::ERROR_INVALID_PARAMETER
+        | win::ERROR_NOACCESS
+        | win::ERROR_INVALID_NAME
+        | win::ERROR_BAD_PIPE
+        | win::ERROR_INVALID_FUNCTION => return ErrorKind::InvalidInput,
         win::ERROR_NETNAME_DELETED => return ErrorKind::ConnectionReset,
         win::ERROR_CONNECTION_REFUSED => return ErrorKind::ConnectionRefused,
+        win::ERROR_PIPE_BUSY => return ErrorKind::QueueFull,
         win::ERROR_BROKEN_PIPE
         | win::ERROR_NO_DATA
+        | win::ERROR_PIPE_NOT_CONNECTED
         | win::ERROR_CONNECTION_ABORTED
         | win::ERROR_GRACEFUL_DISCONNECT => return ErrorKind::BrokenPipe,
         win::ERROR_ACCESS_DENIED | win::ERROR_SHARING_VIOLATION | win::ERROR_WRITE_PROTECT => {
