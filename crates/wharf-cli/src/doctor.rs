@@ -169,6 +169,7 @@ fn chosen(driver: Driver, fallback: Option<&wharf::Error>, works: &str) -> (&'st
         }
         (Driver::Epoll, None) => ("epoll", format!("WHARF_DRIVER asks for it; {works}")),
         (Driver::Uring, _) => ("io_uring", works.to_owned()),
+        (driver, Some(refused)) => (driver.name(), format!("{refused}. So {works}")),
         (driver, _) => (driver.name(), works.to_owned()),
     }
 }

@@ -19,6 +19,8 @@ pub enum Driver {
     Epoll,
     /// The completion ports of Windows.
     Iocp,
+    /// The Registered I/O of Windows. It carries completion queues of [`crate::rio`], no ports.
+    Rio,
 }
 
 /// What decides for [`Driver::Auto`].
@@ -33,19 +35,22 @@ impl Driver {
             Self::Uring => "uring",
             Self::Epoll => "epoll",
             Self::Iocp => "iocp",
+            Self::Rio => "rio",
         }
     }
 
     fn named(name: &str) -> Option<Self> {
-        let drivers = [Self::Auto, Self::Uring, Self::Epoll, Self::Iocp];
+        let drivers = [Self::Auto, Self::Uring, Self::Epoll, Self::Iocp, Self::Rio];
         drivers.into_iter().find(|driver| driver.name() == name)
     }
 
     /// Why it cannot be had on this system.
     pub(crate) fn elsewhere(self) -> Error {
-        Error::of(ErrorKind::Unsupported, self.name()).with_remedy(
-            "io_uring and epoll are Linux's, iocp is Windows'; auto takes what there is",
-        )
+        let error = Error::of(ErrorKind::Unsupported, self.name());
+        error.with_remedy(match self {
+            Self::Rio => "rio carries completion queues of wharf::rio on Windows, and no port",
+            _ => "io_uring and epoll are Linux's, iocp is Windows'; auto takes what there is",
+        })
     }
 
     /// The driver to use: what the program says, or else the person who runs it.
@@ -62,7 +67,7 @@ impl Driver {
 
 fn unknown(what: &'static str) -> Error {
     Error::of(ErrorKind::InvalidInput, what)
-        .with_remedy("the drivers are auto, uring, epoll and iocp")
+        .with_remedy("the drivers are auto, uring, epoll, iocp and rio")
 }
 
 /// From its name.
@@ -88,7 +93,8 @@ impl Choice {
         static SAID: Once = Once::new();
         if let Some(refused) = &self.refused {
             SAID.call_once(|| {
-                log::warn!("using epoll: {refused} ({VARIABLE}=epoll silences this)");
+                let driver = self.driver.name();
+                log::warn!("using {driver}: {refused} ({VARIABLE}={driver} silences this)");
             });
         }
     }

@@ -29,7 +29,7 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 << 10;
 /// The most bytes of a file that one operation sends: where the system cannot tell peers that take
 /// nothing from those that take it slowly, every operation has to be over in a time.
-const PIECE_MAX: u64 = if system::LIMITS_SENDS { u64::MAX } else { 256 << 10 };
+const PIECE_MAX: Option<u64> = if system::LIMITS_SENDS { None } else { Some(256 << 10) };
 
 /// Answers requests with files.
 #[derive(Debug)]
@@ -305,7 +305,7 @@ impl Files {
     /// Sends as much of a piece as one operation may.
     fn transmit(&self, stream: &Stream<Key>, state: &mut State, piece: Piece) -> Result<()> {
         let Piece { file, head, part: Part { from, length }, tail } = piece;
-        let now = length.min(PIECE_MAX);
+        let now = PIECE_MAX.map_or(length, |most| length.min(most));
         let mut transmit = Transmit::new(file.clone()).head(head).part(from, now);
         if now < length {
             let part = Part { from: from + now, length: length - now };

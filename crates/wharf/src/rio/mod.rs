@@ -63,12 +63,16 @@
 //! - each look is a system call for each socket that may have something. With more than eight
 //!   sockets, or notifications, epoll says which do.
 //!
-//! On Windows, overlapped calls on a completion port of the queue's own ([`Driver::Iocp`]): a
-//! system call for each datagram that is received or sent, and one for up to 16 requests of a
-//! stream. The queue has a thread of its own from the first `notify` on, as above; its calls take a
-//! lock; and by how much a datagram was too large for its slice is not told.
+//! On Windows, the system's own Registered I/O where it has that ([`Driver::Rio`]), for sockets that
+//! were made for it, as those of [`CompletionQueue::udp`] and [`bind_udp`] are. Others, and all on
+//! systems without, have overlapped calls ([`Driver::Iocp`]): a system call for each datagram that
+//! is received or sent, and one for up to 16 requests of a stream. A queue has a thread of its own
+//! from the first `notify` on, as above; its calls take a lock; and by how much a datagram was too
+//! large for its slice is not told. Only the overlapped calls have been tested so far: the system's
+//! own has been compiled, and no more.
 //!
 //! [`Driver::Iocp`]: crate::Driver::Iocp
+//! [`Driver::Rio`]: crate::Driver::Rio
 //!
 //! # One owner
 //!
@@ -144,7 +148,7 @@ mod start;
 pub use self::{
     completion::{Completion, Direction},
     notify::{Builder, Event, Polled, Through},
-    queue::{CompletionQueue, Options, Quota, RequestQueue},
+    queue::{CompletionQueue, Options, Quota, RequestQueue, bind_udp},
     region::{Region, Slice},
     start::Start,
 };

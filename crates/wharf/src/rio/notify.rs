@@ -266,7 +266,8 @@ impl Builder {
 
     /// What carries the queue. [`Driver::Auto`]: io_uring, or where that is refused or older than
     /// Linux 6.0, plain calls (recvmmsg and the like) and epoll, which [`Driver::Epoll`] asks for;
-    /// on Windows overlapped calls, [`Driver::Iocp`].
+    /// on Windows the system's own Registered I/O, [`Driver::Rio`], or overlapped calls,
+    /// [`Driver::Iocp`].
     /// [`CompletionQueue::driver`] says what it has become, and [`CompletionQueue::fallback`] why.
     #[must_use]
     pub const fn driver(mut self, driver: Driver) -> Self {

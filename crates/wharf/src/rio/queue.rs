@@ -6,7 +6,9 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::SockRef;
+#[cfg(not(windows))]
+use socket2::{Domain, Socket, Type};
 
 use super::{
     Completion, Direction, Polled, Slice, Start,
@@ -162,14 +164,15 @@ impl<N> CompletionQueue<N> {
 
     /// What carries the queue: never [`Driver::Auto`]. [`Driver::Epoll`] stands for plain calls
     /// that do not wait (recvmmsg, sendmmsg), and epoll where there are many sockets, or
-    /// notifications; [`Driver::Iocp`] for overlapped calls.
+    /// notifications; [`Driver::Iocp`] for overlapped calls; [`Driver::Rio`] for the system's own,
+    /// and overlapped calls for sockets that were not made for that.
     #[must_use]
     pub fn driver(&self) -> Driver {
         self.choice.driver
     }
 
-    /// Why it is not carried by io_uring although the choice was left to wharf: how that is refused
-    /// here, and what can be done about it.
+    /// Why it is not carried by io_uring, or on Windows by the system's own Registered I/O, although
+    /// the choice was left to wharf: how that is refused here, and what can be done about it.
     #[must_use]
     pub fn fallback(&self) -> Option<Error> {
         self.choice.refused
@@ -185,15 +188,8 @@ impl<N> CompletionQueue<N> {
     /// [`Self::udp_socket`].
     #[doc(alias = "RIOCreateRequestQueue")]
     pub fn udp(&mut self, address: impl ToSocketAddrs, quota: Quota) -> Result<RequestQueue> {
-        const NAME: &str = "give an address and a port, such as 127.0.0.1:7000, or a known host";
-        let mut last = Error::of(ErrorKind::InvalidInput, "bind").with_remedy(NAME);
-        for address in address.to_socket_addrs().map_err(|_| last)? {
-            match bind(address) {
-                Ok(socket) => return Ok(self.udp_socket(socket, quota, Options::new())?),
-                Err(error) => last = Error::from_io(&error, "bind"),
-            }
-        }
-        Err(last)
+        let socket = bind_udp(address)?;
+        Ok(self.udp_socket(socket, quota, Options::new())?)
     }
 
     /// Makes a request queue for a UDP socket, on which everything else has been set before: it may
@@ -219,8 +215,9 @@ impl<N> CompletionQueue<N> {
             }
         };
         let Options { addresses, local_addresses, coalesce } = options;
-        let receives = quota.receives;
-        let traits = Traits { stream: false, v6, addresses, local_addresses, coalesce, receives };
+        let Quota { receives, sends } = quota;
+        let stream = false;
+        let traits = Traits { stream, v6, addresses, local_addresses, coalesce, receives, sends };
         self.open(socket.into(), quota, traits)
             .map_err(|Refused { error, value }| Refused { error, value: UdpSocket::from(value) })
     }
@@ -246,6 +243,7 @@ impl<N> CompletionQueue<N> {
             local_addresses: false,
             coalesce: false,
             receives: quota.receives,
+            sends: quota.sends,
         };
         self.open(stream.into(), quota, traits)
             .map_err(|Refused { error, value }| Refused { error, value: TcpStream::from(value) })
@@ -625,8 +623,42 @@ impl<N> CompletionQueue<N> {
 
 const REQUEST_QUEUE: &str = "request queue";
 
+/// Binds a UDP socket on which registered I/O may be done, for [`CompletionQueue::udp_socket`].
+///
+/// On Linux every socket will do. The Registered I/O of Windows wants one that was made for it, as
+/// this one; on others the queue makes overlapped calls.
+///
+/// ```
+/// use wharf::rio::{CompletionQueue, Options, Quota, bind_udp};
+///
+/// let socket = bind_udp("127.0.0.1:0")?;
+/// let mut queue = CompletionQueue::polled(8)?;
+/// let quota = Quota { receives: 8, sends: 0 };
+/// let socket = queue.udp_socket(socket, quota, Options::new().addresses())?;
+/// # Ok::<(), wharf::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// If the address is not usable, in use, or not this machine's.
+#[doc(alias = "WSA_FLAG_REGISTERED_IO")]
+pub fn bind_udp(address: impl ToSocketAddrs) -> Result<UdpSocket> {
+    const NAME: &str = "give an address and a port, such as 127.0.0.1:7000, or a known host";
+    let mut last = Error::of(ErrorKind::InvalidInput, "bind").with_remedy(NAME);
+    for address in address.to_socket_addrs().map_err(|_| last)? {
+        match bind(address) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = Error::from_io(&error, "bind"),
+        }
+    }
+    Err(last)
+}
+
 fn bind(address: SocketAddr) -> std::io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
+    let socket = cfg_select! {
+        windows => { crate::sys::socket::new_for_datagrams(address)? }
+        _ => { Socket::new(Domain::for_address(address), Type::DGRAM, None)? }
+    };
     socket.bind(&address.into())?;
     Ok(socket.into())
 }

@@ -6,15 +6,28 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+#[cfg(windows)]
+use crate::sys::{
+    control::{ADDRESS_ROOM, write_address},
+    rio,
+};
 use crate::{
     error::{Error, ErrorKind, Refused, Result},
     sync::lock,
     sys::Mapping,
 };
 
+/// Room for an address of either family.
+#[cfg(windows)]
+const NAME: usize = rio::ADDRESS as usize;
+
 /// Bytes before each slice that are the system's: there it puts what it has to say of a datagram
 /// (where it is from, how it was coalesced). No user sees them.
-pub(super) const HEADROOM: usize = 192;
+pub(in crate::rio) const HEADROOM: usize = 192;
+
+/// How much memory is registered in one piece, if a slice is not larger.
+#[cfg(windows)]
+const PIECE: usize = 1 << 30;
 
 /// The most bytes a slice may have.
 const BYTES_MAX: usize = 1 << 30;
@@ -43,6 +56,10 @@ pub struct Region {
 }
 
 struct Shared {
+    /// What the system's own Registered I/O calls it, once that has been asked. (First: it goes
+    /// before the memory.)
+    #[cfg(windows)]
+    registration: std::sync::OnceLock<Option<rio::Registration>>,
     memory: Mapping,
     /// Bytes in each slice.
     size: usize,
@@ -81,7 +98,15 @@ impl Region {
             Error::from_io(&error, ACTION).with_remedy(remedy)
         })?;
         let out = Mutex::new(Out { taken: vec![false; slices], count: 0 });
-        Ok(Self { shared: Arc::new(Shared { memory, size: bytes, stride, out }) })
+        let shared = Shared {
+            #[cfg(windows)]
+            registration: std::sync::OnceLock::new(),
+            memory,
+            size: bytes,
+            stride,
+            out,
+        };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Takes the slice with this number, from 0.
@@ -233,6 +258,44 @@ impl Slice {
         debug_assert!(offset + self.region.size <= self.region.memory.length());
         // SAFETY: the index is one of the region's, so that the offset lies inside its mapping.
         unsafe { self.region.memory.address().add(offset) }
+    }
+
+    /// By what the system's own Registered I/O knows where its bytes are. None: it does not take
+    /// the region.
+    #[cfg(windows)]
+    pub(super) fn registered(&self) -> Option<rio::Buffer> {
+        let Shared { registration, memory, stride, .. } = &*self.region;
+        let in_piece = (PIECE / stride).max(1);
+        let registration = registration.get_or_init(|| {
+            let piece = in_piece * stride;
+            // SAFETY: the memory goes after the registration; and the region, to which that
+            // belongs, is kept by every slice, which a request has until it is over.
+            unsafe { rio::Registration::new(memory.address(), memory.length(), piece) }
+                .inspect_err(|error| log::error!("a region cannot be registered: {error}"))
+                .ok()
+        });
+        Some(rio::Buffer {
+            BufferId: registration.as_ref()?.piece(self.index() / in_piece)?,
+            Offset: u32::try_from(self.index() % in_piece * stride + HEADROOM).ok()?,
+            Length: u32::try_from(self.capacity()).ok()?,
+        })
+    }
+
+    /// Writes an address to the start of the headroom, where the system's own Registered I/O is
+    /// told to look for it.
+    #[cfg(windows)]
+    pub(super) fn write_name(&mut self, address: std::net::SocketAddr) {
+        let mut name = [0; ADDRESS_ROOM];
+        write_address(address, &mut name);
+        self.headroom_mut(HEADROOM)[..NAME].copy_from_slice(&name[..NAME]);
+    }
+
+    /// The address that was written there.
+    #[cfg(windows)]
+    pub(super) fn name(&self) -> [u8; NAME] {
+        let mut name = [0; NAME];
+        name.copy_from_slice(&self.headroom(HEADROOM)[..NAME]);
+        name
     }
 
     /// What the system has written into the last `bytes` bytes before the slice.

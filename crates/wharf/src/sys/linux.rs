@@ -92,7 +92,7 @@ impl Lane {
         let chunks = Chunks::new().map_err(|error| Error::from_io(&error, "port"))?;
         let refused = match setup.driver.wanted()? {
             Driver::Epoll => None,
-            Driver::Iocp => return Err(Driver::Iocp.elsewhere()),
+            other @ (Driver::Iocp | Driver::Rio) => return Err(other.elsewhere()),
             wanted => match uring::Lane::make(count, setup, &chunks) {
                 Ok(lanes) => {
                     let lanes = lanes.into_iter().map(Self::Uring).collect();

@@ -6,11 +6,12 @@
 //! handles and arguments are checked above it.
 //!
 //! Two engines of Linux do the same, chosen when a completion queue is made: `uring`, and `poll`,
-//! for where io_uring is refused or too old. The one of Windows is `overlapped`.
+//! for where io_uring is refused or too old. The one of Windows is `windows`: by Registered I/O
+//! of its own where that is, and by overlapped calls.
 
 cfg_select! {
     windows => {
-        mod overlapped;
+        mod windows;
     }
     _ => {
         mod poll;
@@ -121,8 +122,10 @@ pub(super) struct Traits {
     pub(super) local_addresses: bool,
     pub(super) coalesce: bool,
     /// How many receives may be outstanding.
-    #[cfg_attr(windows, expect(dead_code, reason = "each is a call of its own there"))]
     pub(super) receives: usize,
+    /// How many sends.
+    #[cfg_attr(not(windows), expect(dead_code, reason = "they need no room of their own"))]
+    pub(super) sends: usize,
 }
 
 /// How an engine is to be made.
@@ -146,7 +149,7 @@ pub(super) enum Engine {
     #[cfg(target_os = "linux")]
     Poll(Box<poll::Engine>),
     #[cfg(windows)]
-    Overlapped(Box<overlapped::Engine>),
+    Windows(Box<windows::Engine>),
 }
 
 /// Hands a call on to the engine.
@@ -158,7 +161,7 @@ macro_rules! engine {
             #[cfg(target_os = "linux")]
             Engine::Poll($engine) => $call,
             #[cfg(windows)]
-            Engine::Overlapped($engine) => $call,
+            Engine::Windows($engine) => $call,
         }
     };
 }
@@ -167,14 +170,19 @@ impl Engine {
     /// Makes the best one that is to be had, and says which one that is and why.
     #[cfg(windows)]
     pub(super) fn new(setup: Setup) -> Result<(Self, Choice), Error> {
-        match setup.driver.wanted()? {
-            Driver::Auto | Driver::Iocp => {}
-            other => return Err(other.elsewhere()),
-        }
-        let engine = overlapped::Engine::new(setup);
+        let wanted = setup.driver.wanted()?;
+        let functions = sys::rio::Functions::get();
+        let (functions, refused) = match (wanted, functions) {
+            (Driver::Auto, Some(_)) | (Driver::Rio, Some(_)) => (functions, None),
+            (Driver::Auto, None) => (None, Some(no_functions())),
+            (Driver::Rio, None) => return Err(no_functions()),
+            (Driver::Iocp, _) => (None, None),
+            (other, _) => return Err(other.elsewhere()),
+        };
+        let engine = windows::Engine::new(setup, functions);
         let engine = engine.map_err(|error| Error::from_io(&error, "make a completion queue"))?;
-        let choice = Choice { driver: Driver::Iocp, refused: None };
-        Ok((Self::Overlapped(Box::new(engine)), choice))
+        let driver = if functions.is_some() { Driver::Rio } else { Driver::Iocp };
+        Ok((Self::Windows(Box::new(engine)), Choice { driver, refused }))
     }
 
     /// Makes the best one that is to be had, and says which one that is and why.
@@ -182,7 +190,7 @@ impl Engine {
     pub(super) fn new(setup: Setup) -> Result<(Self, Choice), Error> {
         let refused = match setup.driver.wanted()? {
             Driver::Epoll => None,
-            Driver::Iocp => return Err(Driver::Iocp.elsewhere()),
+            other @ (Driver::Iocp | Driver::Rio) => return Err(other.elsewhere()),
             wanted => match uring::Engine::new(setup.clone()) {
                 Ok(engine) => {
                     let choice = Choice { driver: Driver::Uring, refused: None };
@@ -308,6 +316,14 @@ pub(super) enum Armed {
     Now,
     /// The event will be signalled.
     Later,
+}
+
+/// Why overlapped calls do the work.
+#[cfg(windows)]
+fn no_functions() -> Error {
+    let remedy = "Windows 8 and Windows Server 2012 have it, and Wine has not; overlapped calls do \
+                  its work";
+    Error::of(crate::error::ErrorKind::Unsupported, "Registered I/O").with_remedy(remedy)
 }
 
 /// What keeps io_uring from being used, and what to do about it.

@@ -9,6 +9,7 @@ mod memory;
 pub(crate) mod pipe;
 mod port;
 mod probe;
+pub(crate) mod rio;
 pub(crate) mod signal;
 pub(crate) mod socket;
 mod timers;

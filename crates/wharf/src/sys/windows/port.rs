@@ -49,7 +49,7 @@ impl CompletionPort {
         Ok(Self(unsafe { OwnedHandle::from_raw_handle(port) }))
     }
 
-    fn handle(&self) -> HANDLE {
+    pub(super) fn handle(&self) -> HANDLE {
         self.0.as_raw_handle()
     }
 

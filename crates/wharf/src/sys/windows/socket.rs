@@ -6,7 +6,7 @@
 use std::{
     io,
     mem::{self, MaybeUninit},
-    net::UdpSocket,
+    net::{SocketAddr, UdpSocket},
     os::windows::io::{AsRawSocket, AsSocket, BorrowedSocket, FromRawSocket, OwnedSocket},
     ptr,
     sync::OnceLock,
@@ -31,6 +31,7 @@ use super::{
     RawDescriptor, Slice,
     datagram::{ADDRESS_MAX, Message},
     port::CompletionPort,
+    rio,
 };
 
 /// The most bytes that one call is given.
@@ -75,7 +76,7 @@ pub(crate) fn raw(socket: BorrowedSocket<'_>) -> ws::SOCKET {
     usize::try_from(socket.as_raw_socket()).unwrap_or(ws::INVALID_SOCKET)
 }
 
-fn last_error() -> io::Error {
+pub(super) fn last_error() -> io::Error {
     // SAFETY: takes nothing and cannot fail.
     io::Error::from_raw_os_error(unsafe { ws::WSAGetLastError() })
 }
@@ -642,29 +643,28 @@ pub(crate) fn features() -> io::Result<Features> {
     Extensions::get()?;
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
     let info = protocol(socket.as_socket())?;
-    let name = ws::WSAID_MULTIPLE_RIO;
-    // SAFETY: plain numbers and options of functions, for which zero is a value.
-    let mut table: ws::RIO_EXTENSION_FUNCTION_TABLE = unsafe { mem::zeroed() };
-    table.cbSize = size_of_val(&table) as u32;
-    let mut bytes = 0;
-    // SAFETY: the name and the table live across the call.
-    let result = unsafe {
-        ws::WSAIoctl(
-            raw(socket.as_socket()),
-            ws::SIO_GET_MULTIPLE_EXTENSION_FUNCTION_POINTER,
-            (&raw const name).cast(),
-            size_of::<GUID>() as u32,
-            (&raw mut table).cast(),
-            table.cbSize,
-            &raw mut bytes,
-            ptr::null_mut(),
-            None,
-        )
-    };
     Ok(Features {
         handles: info.dwServiceFlags1 & ws::XP1_IFS_HANDLES != 0,
-        registered: result == 0,
+        registered: rio::Functions::get().is_some(),
     })
+}
+
+/// Makes a socket for datagrams, also for Registered I/O, if the system has that.
+pub(crate) fn new_for_datagrams(address: SocketAddr) -> io::Result<Socket> {
+    let mut flags = ws::WSA_FLAG_OVERLAPPED | ws::WSA_FLAG_NO_HANDLE_INHERIT;
+    if rio::Functions::get().is_some() {
+        flags |= ws::WSA_FLAG_REGISTERED_IO;
+    }
+    let family = i32::from(if address.is_ipv6() { ws::AF_INET6 } else { ws::AF_INET });
+    // This one also has Winsock begin.
+    Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
+    // SAFETY: takes numbers, and makes a new socket.
+    let socket = unsafe { ws::WSASocketW(family, ws::SOCK_DGRAM, 0, ptr::null(), 0, flags) };
+    if socket == ws::INVALID_SOCKET {
+        return Err(last_error());
+    }
+    // SAFETY: new, and nobody else's.
+    Ok(unsafe { Socket::from_raw_socket(socket as _) })
 }
 
 /// Asks for a function of a socket's provider.

@@ -1,5 +1,7 @@
-//! Registered I/O by overlapped calls: WSARecv and its like for each datagram, and for streams one
-//! at a time in each direction, all on a completion port of the queue's own.
+//! Registered I/O on Windows: by the system's own, for sockets that were made for it, where the
+//! system has it ([`registered`]); otherwise by overlapped calls, which are WSARecv and its like
+//! for each datagram, and for streams one at a time in each direction. Both have their packets
+//! posted to a completion port of the queue's own.
 //!
 //! # Who may touch a slice
 //!
@@ -14,6 +16,10 @@
 //! leave it only after the packet. An engine that is dropped cancels all calls and waits for their
 //! packets. Those that do not come (for five seconds) keep what they use for ever.
 //!
+//! A request of the system's own Registered I/O stays with its slice in [`registered::Registered`]
+//! from before it is started until its completion is dequeued, and a region is deregistered when
+//! all its slices have come back.
+//!
 //! # Who takes packets
 //!
 //! They have to be worked on in the order in which they come, so that one takes them at a time:
@@ -22,6 +28,7 @@
 //! the port without the lock ([`State::looking`]).
 
 mod call;
+mod registered;
 mod socket;
 mod state;
 
@@ -33,12 +40,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::state::{State, Telling};
+use self::{
+    registered::Registered,
+    state::{State, Telling},
+};
 use super::{Armed, Flags, Opened, Request, Route, Setup, Traits};
 use crate::{
     rio::{completion::Completion, region::Slice},
     sync::lock,
-    sys::{BorrowedSocket, CompletionPort, OwnedFile, OwnedSocket, PORT_BATCH, PortEntry, signal},
+    sys::{
+        BorrowedSocket, CompletionPort, OwnedFile, OwnedSocket, PORT_BATCH, PortEntry,
+        rio::Functions, signal,
+    },
 };
 
 /// How long the kernel may take to let go of what it was asked to cancel.
@@ -55,7 +68,7 @@ pub(crate) struct Engine {
 
 /// What the engine shares with its lookout.
 struct Shared {
-    port: CompletionPort,
+    port: Arc<CompletionPort>,
     state: Mutex<State>,
     /// The lookout has something to do, or has done something.
     turn: Condvar,
@@ -69,21 +82,22 @@ impl fmt::Debug for Engine {
 }
 
 impl Engine {
-    pub(crate) fn new(setup: Setup) -> io::Result<Self> {
+    pub(crate) fn new(setup: Setup, functions: Option<&'static Functions>) -> io::Result<Self> {
         let telling = match setup.notifier {
             _ if !setup.notifies => Telling::Nobody,
             Some(notifier) => Telling::Notifier(notifier),
             None => Telling::Event(Arc::new(signal::new()?)),
         };
         // At most its owner and its lookout take packets.
-        let port = CompletionPort::new(2)?;
-        let state = Mutex::new(State::new(telling));
+        let port = Arc::new(CompletionPort::new(2)?);
+        let registered = functions.map(|it| Registered::new(it, setup.notifies));
+        let state = Mutex::new(State::new(port.clone(), registered, telling));
         let shared = Arc::new(Shared { port, state, turn: Condvar::new() });
         Ok(Self { shared, lookout: None })
     }
 
     pub(crate) fn open(&mut self, index: u16, socket: OwnedSocket, traits: Traits) -> Opened {
-        lock(&self.shared.state).open(&self.shared.port, index, socket, traits)
+        lock(&self.shared.state).open(index, socket, traits)
     }
 
     pub(crate) fn with_socket<T>(
@@ -107,10 +121,8 @@ impl Engine {
         lock(&self.shared.state).send(index, request, route, deferred);
     }
 
-    #[expect(clippy::unnecessary_wraps, reason = "elsewhere it may fail")]
     pub(crate) fn commit(&mut self, index: u16) -> io::Result<()> {
-        lock(&self.shared.state).commit(index);
-        Ok(())
+        lock(&self.shared.state).commit(index)
     }
 
     #[expect(clippy::unused_self, reason = "elsewhere there are some that cost less")]
@@ -123,7 +135,8 @@ impl Engine {
     }
 
     pub(crate) fn look(&mut self) -> io::Result<()> {
-        let state = lock(&self.shared.state);
+        let mut state = lock(&self.shared.state);
+        state.take_registered()?;
         // Otherwise the lookout does it.
         if !(state.wanted && state.looking) {
             let mut state = self.shared.relieve(state)?;
@@ -150,6 +163,7 @@ impl Engine {
             signal::reset(event.as_handle());
         }
         let mut state = self.shared.relieve(state)?;
+        state.take_registered()?;
         while self.shared.take(&mut state, Duration::ZERO)? == PORT_BATCH {}
         if state.notifies() {
             return Ok(Armed::Now);
@@ -159,6 +173,7 @@ impl Engine {
             let lookout = thread::Builder::new().name("wharf rio".to_owned());
             self.lookout = Some(lookout.spawn(move || shared.look_out())?);
         }
+        state.expect()?;
         state.wanted = true;
         self.shared.turn.notify_all();
         Ok(Armed::Later)
@@ -228,6 +243,13 @@ impl Shared {
     fn settle(&self, mut state: MutexGuard<'_, State>, over: impl Fn(&State) -> bool) -> usize {
         let deadline = Instant::now() + PATIENCE;
         while !over(&state) && Instant::now() < deadline {
+            if let Err(error) = state.take_registered() {
+                log::error!("a queue cannot take completions: {error}");
+                break;
+            }
+            if over(&state) {
+                break;
+            }
             if state.looking {
                 // The lookout takes what comes, or is about to leave.
                 let waited = self.turn.wait_timeout(state, PAUSE);

@@ -2,12 +2,16 @@
 
 use std::{
     collections::VecDeque,
-    fmt,
+    fmt, io,
     os::windows::io::{AsHandle, AsSocket},
     sync::Arc,
 };
 
-use super::{call::Call, socket::Socket};
+use super::{
+    call::Call,
+    registered::{Done, KEY, Registered},
+    socket::Socket,
+};
 use crate::{
     raw::Notifier,
     rio::{
@@ -20,6 +24,8 @@ use crate::{
 pub(super) struct State {
     sockets: Vec<Option<Box<Socket>>>,
     desk: Desk,
+    /// Room for what is over.
+    outcomes: Vec<Done>,
     pub(super) telling: Telling,
     /// A notification is outstanding.
     pub(super) wanted: bool,
@@ -30,11 +36,16 @@ pub(super) struct State {
 }
 
 /// What all sockets use.
-#[derive(Default)]
 pub(super) struct Desk {
     pub(super) done: VecDeque<Completion>,
     /// Calls that are over, for the next ones.
     pub(super) spare: Vec<Box<Call>>,
+    /// The system's own Registered I/O, where it has that.
+    pub(super) registered: Option<Registered>,
+    /// Sockets with receives there that have not begun.
+    pub(super) idle: Vec<u16>,
+    /// Where packets come.
+    pub(super) port: Arc<CompletionPort>,
 }
 
 /// Who is told of completions.
@@ -51,10 +62,16 @@ impl fmt::Debug for State {
 }
 
 impl State {
-    pub(super) fn new(telling: Telling) -> Self {
+    pub(super) fn new(
+        port: Arc<CompletionPort>,
+        registered: Option<Registered>,
+        telling: Telling,
+    ) -> Self {
+        let (done, spare, idle) = (VecDeque::new(), Vec::new(), Vec::new());
         Self {
             sockets: Vec::new(),
-            desk: Desk::default(),
+            desk: Desk { done, spare, registered, idle, port },
+            outcomes: Vec::new(),
             telling,
             wanted: false,
             looking: false,
@@ -64,18 +81,23 @@ impl State {
 
     pub(super) fn open(
         &mut self,
-        port: &CompletionPort,
         index: u16,
         socket: OwnedSocket,
         traits: Traits,
     ) -> Opened {
-        let socket = Socket::new(port, index, socket, traits)?;
+        let socket = Socket::new(&mut self.desk, index, socket, traits)?;
         let at = usize::from(index);
         if self.sockets.len() <= at {
             self.sockets.resize_with(at + 1, || None);
         }
         debug_assert!(self.sockets[at].is_none(), "the number is in use");
         self.sockets[at] = Some(Box::new(socket));
+        // It may be the first with which the system's own is used.
+        if self.wanted
+            && let Err(error) = self.expect()
+        {
+            log::error!("a notification may not be made: {error}");
+        }
         Ok(())
     }
 
@@ -89,9 +111,13 @@ impl State {
         let before = self.desk.done.len();
         work(socket, &mut self.desk);
         if socket.is_over() {
+            socket.let_go(&mut self.desk);
             self.sockets[usize::from(index)] = None;
         }
         self.tell(before);
+        if self.wanted {
+            self.begin();
+        }
     }
 
     pub(super) fn receive(&mut self, index: u16, request: Request) {
@@ -102,8 +128,11 @@ impl State {
         self.with(index, |socket, desk| socket.send(request, route, deferred, desk));
     }
 
-    pub(super) fn commit(&mut self, index: u16) {
-        self.with(index, Socket::commit);
+    pub(super) fn commit(&mut self, index: u16) -> io::Result<()> {
+        let mut result = Ok(());
+        self.with(index, |socket, desk| result = socket.commit(desk));
+        self.begin();
+        result
     }
 
     pub(super) fn pop(&mut self) -> Option<Completion> {
@@ -116,6 +145,15 @@ impl State {
     ///
     /// It has come out of the port of this state's sockets, and is worked on once.
     pub(super) unsafe fn complete(&mut self, packet: PortEntry) {
+        if packet.key == KEY {
+            // If it was about what somebody else has taken, there will be another packet.
+            let taken = self.take_registered();
+            let taken = if self.wanted { taken.and_then(|()| self.expect()) } else { taken };
+            if let Err(error) = taken {
+                log::error!("a notification may not be made: {error}");
+            }
+            return;
+        }
         let call = packet.pointer.cast::<Call>();
         if call.is_null() {
             // It has woken somebody.
@@ -128,6 +166,42 @@ impl State {
             let bytes = usize::try_from(packet.bytes).unwrap_or(0);
             socket.over(call, packet.status, bytes, desk);
         });
+    }
+
+    /// Lets receives begin that were started with the system's own Registered I/O.
+    fn begin(&mut self) {
+        while let Some(index) = self.desk.idle.pop() {
+            if let Some(Some(socket)) = self.sockets.get_mut(usize::from(index)) {
+                socket.begin_receives(&mut self.desk);
+            }
+        }
+    }
+
+    /// Takes what the system's own Registered I/O has completed, all of it.
+    pub(super) fn take_registered(&mut self) -> io::Result<()> {
+        if self.desk.registered.is_none() {
+            return Ok(());
+        }
+        self.begin();
+        loop {
+            let mut done = std::mem::take(&mut self.outcomes);
+            let Some(registered) = &mut self.desk.registered else { return Ok(()) };
+            let more = registered.dequeue(&mut done);
+            for done in done.drain(..) {
+                let index = done.pending.index;
+                self.with(index, |socket, desk| socket.over_registered(done, desk));
+            }
+            self.outcomes = done;
+            if !more? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Has a packet come when the system's own Registered I/O has something to tell of.
+    pub(super) fn expect(&mut self) -> io::Result<()> {
+        self.begin();
+        self.desk.registered.as_ref().map_or(Ok(()), Registered::notify)
     }
 
     // ---- Notifying --------------------------------------------------------------------------

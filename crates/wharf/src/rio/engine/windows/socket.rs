@@ -8,19 +8,20 @@ use std::{
 };
 
 use windows_sys::Win32::{
-    Foundation::NTSTATUS,
+    Foundation::{ERROR_MORE_DATA, NTSTATUS, RtlNtStatusToDosError},
     Networking::WinSock::{self as ws, WSABUF},
 };
 
 use super::{
     super::{Direction, Head, Request, Route, Traits},
     call::Call,
+    registered::{Done, Lines, Pending},
     state::Desk,
 };
 use crate::{
     rio::completion::Completion,
     sys::{
-        CANCELLED, CompletionPort, DatagramHeader, FAILED, OwnedSocket, cuts_datagrams, socket,
+        CANCELLED, DatagramHeader, FAILED, OwnedSocket, cuts_datagrams, socket,
         udp,
     },
     udp::Envelope,
@@ -56,20 +57,37 @@ pub(super) struct Socket {
     /// How many calls the kernel has.
     pub(super) calls: usize,
     closing: bool,
+    /// What it has of the system's own Registered I/O: then that does all of its requests, and
+    /// none of the above is used but `calls`.
+    lines: Option<Lines>,
 }
 
 /// What became of a call at once.
 type Begun = Result<(), (Box<Call>, i32)>;
 
 impl Socket {
-    /// Takes a socket in: its packets come to this port.
+    /// Takes a socket in: its packets come to the desk's port.
     pub(super) fn new(
-        port: &CompletionPort,
+        desk: &mut Desk,
         index: u16,
         owned: OwnedSocket,
         traits: Traits,
     ) -> Result<Self, (io::Error, OwnedSocket)> {
-        if let Err(error) = port.associate(socket::raw(owned.as_socket()), 0) {
+        // The system's own tells no control messages.
+        let plain = !(traits.coalesce || traits.local_addresses);
+        let lines = match desk.registered.as_mut().filter(|_| plain) {
+            Some(registered) => {
+                let requests = [traits.receives, traits.sends];
+                registered.open(&desk.port, owned.as_socket(), requests).inspect_err(|error| {
+                    log::debug!("overlapped calls for a socket that was not made for more: {error}");
+                })
+            }
+            None => Err(io::ErrorKind::Unsupported.into()),
+        };
+        let lines = lines.ok();
+        if lines.is_none()
+            && let Err(error) = desk.port.associate(socket::raw(owned.as_socket()), 0)
+        {
             return Err((error, owned));
         }
         if !traits.stream
@@ -92,6 +110,7 @@ impl Socket {
             writing: false,
             calls: 0,
             closing: false,
+            lines,
         })
     }
 
@@ -173,7 +192,10 @@ impl Socket {
     // ---- Receiving --------------------------------------------------------------------------
 
     pub(super) fn receive(&mut self, request: Request, desk: &mut Desk) {
-        if self.stream {
+        if self.lines.is_some() {
+            let pending = self.pending(Direction::Receive, request, Route::default());
+            self.receive_registered(pending, desk);
+        } else if self.stream {
             self.receives.push_back(request);
             self.read(desk);
         } else {
@@ -332,13 +354,25 @@ impl Socket {
         deferred: bool,
         desk: &mut Desk,
     ) {
+        if self.lines.is_some() {
+            let pending = self.pending(Direction::Send, request, route);
+            return self.send_registered(pending, deferred, desk);
+        }
         self.sends.push_back((request, route));
         if !deferred {
-            self.commit(desk);
+            self.begin_sends(desk);
         }
     }
 
-    pub(super) fn commit(&mut self, desk: &mut Desk) {
+    pub(super) fn commit(&mut self, desk: &mut Desk) -> io::Result<()> {
+        match (&self.lines, &mut desk.registered) {
+            (Some(lines), Some(registered)) => registered.commit_sends(lines)?,
+            _ => self.begin_sends(desk),
+        }
+        Ok(())
+    }
+
+    fn begin_sends(&mut self, desk: &mut Desk) {
         self.begun = self.sends.len();
         if self.stream {
             return self.write(desk);
@@ -462,15 +496,160 @@ impl Socket {
         }
     }
 
+    // ---- By the system's own Registered I/O ------------------------------------------------
+
+    fn pending(&self, direction: Direction, request: Request, route: Route) -> Pending {
+        let (index, sent, followers) = (self.index, 0, Vec::new());
+        Pending { index, direction, request, route, sent, followers }
+    }
+
+    fn receive_registered(&mut self, mut pending: Pending, desk: &mut Desk) {
+        let addresses = self.head != Head::NONE;
+        let mut code = CANCELLED;
+        for _ in 0..ERRORS {
+            let (Some(lines), Some(registered), false) =
+                (&mut self.lines, &mut desk.registered, self.closing)
+            else {
+                break;
+            };
+            let idle = lines.idle;
+            match registered.receive(&desk.port, lines, pending, addresses) {
+                Ok(()) => {
+                    self.calls += 1;
+                    if !idle {
+                        desk.idle.push(self.index);
+                    }
+                    return;
+                }
+                Err((back, error)) => {
+                    pending = back;
+                    code = error.raw_os_error().unwrap_or(ws::WSAENOBUFS);
+                }
+            }
+            if self.stream || !udp::is_of_an_earlier_send(code) {
+                break;
+            }
+        }
+        self.end_registered(pending, code, 0, desk);
+    }
+
+    /// Lets receives begin that were started.
+    pub(super) fn begin_receives(&mut self, desk: &mut Desk) {
+        let (Some(lines), Some(registered), false) =
+            (&mut self.lines, &mut desk.registered, self.closing)
+        else {
+            return;
+        };
+        // Should it fail, they begin with the next one.
+        if let Err(error) = registered.commit_receives(lines) {
+            log::warn!("receives could not be committed: {error}");
+        }
+    }
+
+    fn send_registered(&mut self, pending: Pending, deferred: bool, desk: &mut Desk) {
+        let (Some(lines), Some(registered), false) =
+            (&mut self.lines, &mut desk.registered, self.closing)
+        else {
+            return self.end_registered(pending, CANCELLED, 0, desk);
+        };
+        if pending.route.from.is_some() {
+            // It takes no such thing: a socket that tells local addresses does.
+            return self.end_registered(pending, ws::WSAEOPNOTSUPP, 0, desk);
+        }
+        let left = pending.request.slice.len() - pending.sent;
+        if self.stream && left == 0 {
+            if let Some(request) = registered.follow(lines, pending.request) {
+                self.done(desk, Direction::Send, request, 0, 0);
+            }
+            return;
+        }
+        let segment = pending.route.segment.map_or(left, usize::from);
+        match registered.send(&desk.port, lines, pending, left.min(segment), deferred) {
+            Ok(()) => self.calls += 1,
+            Err((pending, error)) => {
+                let code = error.raw_os_error().unwrap_or(ws::WSAENOBUFS);
+                self.end_registered(pending, code, 0, desk);
+            }
+        }
+    }
+
+    /// A request is over, or a part of it.
+    pub(super) fn over_registered(&mut self, done: Done, desk: &mut Desk) {
+        let Done { mut pending, status, bytes } = done;
+        self.calls -= 1;
+        if let Some(lines) = &mut self.lines {
+            lines.over(pending.direction);
+        }
+        let code = match code_of(status) {
+            0 => 0,
+            MORE_DATA | ws::WSAEMSGSIZE if pending.direction == Direction::Receive => {
+                ws::WSAEMSGSIZE
+            }
+            _ if self.closing => CANCELLED,
+            code => code,
+        };
+        match pending.direction {
+            Direction::Receive
+                if !(self.stream || self.closing)
+                    && (code == CANCELLED || udp::is_of_an_earlier_send(code)) =>
+            {
+                self.receive_registered(pending, desk);
+            }
+            Direction::Receive => self.end_registered(pending, code, bytes, desk),
+            Direction::Send => {
+                pending.sent += bytes;
+                let left = pending.sent < pending.request.slice.len();
+                if code == 0 && left && !self.closing {
+                    return self.send_registered(pending, false, desk);
+                }
+                let code = if code == 0 && left { CANCELLED } else { code };
+                self.end_registered(pending, code, 0, desk);
+            }
+        }
+    }
+
+    /// Ends a request. `bytes` counts for receives.
+    fn end_registered(&mut self, pending: Pending, code: i32, bytes: usize, desk: &mut Desk) {
+        let Pending { direction, mut request, sent, followers, .. } = pending;
+        if direction == Direction::Send {
+            self.done(desk, direction, request, code, sent);
+            for request in followers {
+                self.done(desk, direction, request, code, 0);
+            }
+            return;
+        }
+        request.slice.set_received(bytes);
+        let cut = code == ws::WSAEMSGSIZE && !self.stream;
+        if self.stream || !(code == 0 || cut) {
+            return self.done(desk, direction, request, code, bytes);
+        }
+        let whole = bytes + usize::from(cut);
+        let name = request.slice.name();
+        self.head.write(&mut request.slice, [&name, &[]], whole);
+        let mut done = Completion::of(self.index, direction, request, 0, bytes);
+        done.whole = u32::try_from(whole).unwrap_or(u32::MAX);
+        done.head = self.head;
+        desk.done.push_back(done);
+    }
+
     // ---- Closing ----------------------------------------------------------------------------
 
     /// Gives everything up that has not been done.
     pub(super) fn close(&mut self, desk: &mut Desk) {
+        if self.lines.is_some() {
+            // So that the system has them all, and gives them all back.
+            self.begin_receives(desk);
+            if let Err(error) = self.commit(desk) {
+                log::warn!("sends could not be committed: {error}");
+            }
+        }
         self.closing = true;
-        if let Some(socket) = &self.socket {
+        if let Some(socket) = &self.socket
+            && self.lines.is_none()
+        {
             socket::cancel(socket.as_socket(), ptr::null());
         }
-        // Its calls have been cancelled, and give their packets all the same.
+        // Its calls have been cancelled, or are now, and give their packets all the same.
         self.socket = None;
         if !self.reading {
             self.end_receives(CANCELLED, desk);
@@ -480,6 +659,27 @@ impl Socket {
         }
     }
 }
+
+impl Socket {
+    /// It is over: what the desk has for it is no longer needed.
+    pub(super) fn let_go(&self, desk: &mut Desk) {
+        if let (Some(lines), Some(registered)) = (&self.lines, &mut desk.registered) {
+            registered.closed(lines);
+        }
+    }
+}
+
+/// What the status of a completion of the system's own means: nobody says which codes it has.
+fn code_of(status: i32) -> i32 {
+    match status {
+        // SAFETY: takes a number and gives one.
+        ..0 => unsafe { RtlNtStatusToDosError(status) }.cast_signed(),
+        code => code,
+    }
+}
+
+/// How much of a datagram was too large is told to some by another code.
+const MORE_DATA: i32 = ERROR_MORE_DATA.cast_signed();
 
 /// The first slices of a stream, as much of them as one call gets, from within the first one on.
 fn parts(
