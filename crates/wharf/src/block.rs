@@ -53,6 +53,9 @@ pub(crate) enum Payload {
     /// To be connected to: an instance of a named pipe.
     #[cfg(windows)]
     ServePipe,
+    /// And so that the socket can connect again, or not.
+    #[cfg(windows)]
+    Disconnect(bool),
     Shutdown(Shutdown),
     Transmit(Transmit),
     RecvMessage(Buf, Parcel),
@@ -388,6 +391,8 @@ impl Payload {
             Self::Connect(_) => "connect",
             #[cfg(windows)]
             Self::ServePipe => "serve_pipe",
+            #[cfg(windows)]
+            Self::Disconnect(_) => "disconnect",
             Self::Shutdown(_) => "shutdown",
             Self::Transmit(_) => "transmit",
             Self::Read(..) | Self::ReadVectored(..) => "read",
@@ -506,6 +511,8 @@ impl Payload {
             }
             #[cfg(windows)]
             Self::ServePipe => Request::Connect { address: ptr::null(), length: 0 },
+            #[cfg(windows)]
+            Self::Disconnect(reuse) => Request::Disconnect { reuse: *reuse },
             Self::Shutdown(how) => Request::Shutdown { how: *how },
             Self::Transmit(transmit) => Request::Transmit { transmission: transmit.prepare()? },
             Self::RecvMessage(buf, parcel) if buf.wants_pool() => {

@@ -95,10 +95,7 @@ where
             key,
             streams,
         )?);
-        stream
-            .shared
-            .launch(Payload::ServePipe, Extras::default())
-            .map_err(|refused| refused.error)?;
+        stream.serve_pipe()?;
         Ok(stream)
     }
 
@@ -118,6 +115,22 @@ where
             failed
         })?;
         Ok(Stream::from_shared(HandleShared::new(self.shared(), handle, key, streams)?))
+    }
+}
+
+#[cfg(windows)]
+impl<K, M> Stream<K, M> {
+    /// Waits for the next client, on an instance of a named pipe that has been taken from the last
+    /// one by [`Self::disconnect`]: an [`Op::Connect`](crate::Op::Connect) packet says that it has
+    /// come.
+    ///
+    /// # Errors
+    ///
+    /// `Closed` or `QueueFull`.
+    #[doc(alias = "ConnectNamedPipe")]
+    pub fn serve_pipe(&self) -> Result<()> {
+        let launched = self.shared.launch(Payload::ServePipe, Extras::default());
+        launched.map(drop).map_err(|refused| refused.error)
     }
 }
 

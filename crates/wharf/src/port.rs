@@ -918,6 +918,8 @@ impl<K, M> PortShared<K, M> {
             Payload::Connect(_) => Op::Connect { stream: stream(handle) },
             #[cfg(windows)]
             Payload::ServePipe => Op::Connect { stream: stream(handle) },
+            #[cfg(windows)]
+            Payload::Disconnect(_) => Op::Shutdown { stream: stream(handle) },
             Payload::Shutdown(_) => Op::Shutdown { stream: stream(handle) },
             Payload::Read(buf, _) => {
                 Op::Read { file: file(handle), buf: buffer.map_or(buf, Buf::from) }

@@ -216,6 +216,16 @@ impl<K, M> Start<'_, Stream<K, M>, M> {
         Ok(self.handle.shared.launch(Payload::Shutdown(how), self.extras).map_err(refused)?)
     }
 
+    /// See [`Stream::disconnect`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    #[cfg(windows)]
+    pub fn disconnect(self, reuse: bool) -> Result<OpId> {
+        Ok(self.handle.shared.launch(Payload::Disconnect(reuse), self.extras).map_err(refused)?)
+    }
+
     /// See [`Stream::connect`].
     ///
     /// # Errors
@@ -336,6 +346,28 @@ impl<K, M> Stream<K, M> {
     #[doc(alias = "DisconnectEx")]
     pub fn shutdown(&self, how: Shutdown) -> Result<()> {
         self.start().shutdown(how).map(drop)
+    }
+
+    /// Ends the connection after every send that was started before, and in both directions:
+    /// receives take what has arrived, and then see the end, or fail. The packet is an
+    /// [`Op::Shutdown`](crate::Op::Shutdown).
+    ///
+    /// With `reuse` the socket may be connected again after it ([`Self::connect`]). That may make
+    /// the packet wait for as long as the system keeps an ended connection (TIME_WAIT), minutes
+    /// perhaps.
+    ///
+    /// An instance of a named pipe is taken from its client at once, who cannot receive what is
+    /// left, and may be served again ([`Self::serve_pipe`]); `reuse` says nothing there.
+    ///
+    /// # Errors
+    ///
+    /// `Closed` or `QueueFull`.
+    #[cfg(windows)]
+    #[doc(alias = "DisconnectEx")]
+    #[doc(alias = "TF_REUSE_SOCKET")]
+    #[doc(alias = "DisconnectNamedPipe")]
+    pub fn disconnect(&self, reuse: bool) -> Result<()> {
+        self.start().disconnect(reuse).map(drop)
     }
 
     /// Connects, or tries to connect again. The packet is an [`Op::Connect`](crate::Op::Connect).

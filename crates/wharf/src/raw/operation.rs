@@ -120,6 +120,15 @@ pub enum Request {
         /// Which direction.
         how: Shutdown,
     },
+    /// End a connection, after every send that was started before; a named pipe's instance is taken
+    /// from its client.
+    #[cfg(windows)]
+    #[doc(alias = "DisconnectEx")]
+    #[doc(alias = "DisconnectNamedPipe")]
+    Disconnect {
+        /// Leave a socket so that it can connect again.
+        reuse: bool,
+    },
     /// Receive one datagram into a buffer of the caller's. What does not fit is lost.
     #[doc(alias = "WSARecvMsg")]
     #[doc(alias = "WSARecvFrom")]
@@ -324,6 +333,8 @@ impl Request {
             | Self::Truncate { .. } => Direction::Unordered,
             Self::ReceiveFrom { .. } | Self::ReceiveFromPooled { .. } => Direction::In,
             Self::SendTo { .. } => Direction::Out,
+            #[cfg(windows)]
+            Self::Disconnect { .. } => Direction::Out,
             Self::ReceiveError { .. } => Direction::Error,
         }
     }

@@ -237,6 +237,43 @@ fn what_only_sockets_do_is_refused() {
     });
 }
 
+/// Would catch: an instance that cannot be used again, or whose last client keeps it.
+#[test]
+fn an_instance_is_served_again() {
+    run(|| {
+        let port = port(1);
+        let server = PipeServer::new(name()).instances(1);
+        let (served, mut client) = pair(&port, &server);
+        for round in 0..3_u8 {
+            served.recv(Buf::pooled()).unwrap();
+            client.recv(Buf::pooled()).unwrap();
+            assert!(poll(&port).is_none());
+            // In line behind what is sent.
+            served.start().silent().send("farewell").unwrap();
+            hears(&port, b"farewell");
+            client.recv(Buf::pooled()).unwrap();
+            served.disconnect(false).unwrap();
+            let mut ends = 0;
+            for _ in 0..3 {
+                let packet = next(&port);
+                assert_eq!(packet.result, Ok(0));
+                ends += i32::from(matches!(packet.op, Op::Recv { .. }));
+            }
+            assert_eq!(ends, 2);
+            served.serve_pipe().unwrap();
+            assert!(poll(&port).is_none());
+            client = port.connect_pipe(server.name(), 3).unwrap();
+            assert!(matches!(next(&port).op, Op::Connect { .. }));
+            client.start().silent().send(vec![round; 9]).unwrap();
+            served.recv(Buf::with_capacity(10)).unwrap();
+            hears(&port, &[round; 9]);
+        }
+        // A client's end is not one that could be.
+        client.disconnect(false).unwrap();
+        assert!(next(&port).result.is_err());
+    });
+}
+
 /// Would catch: many clients at once, on several workers, that lose bytes or packets.
 #[test]
 fn many_clients_are_echoed() {

@@ -898,6 +898,80 @@ fn a_half_closed_connection_echoes_the_rest() {
     });
 }
 
+/// Would catch: a disconnect that overtakes sends, has no packet, or leaves a receive waiting.
+#[cfg(windows)]
+#[test]
+fn a_connection_is_disconnected_after_its_sends() {
+    run(|| {
+        let port = port(1);
+        let pump = Pump::new(&port, 1);
+        let data = pattern(5, 300_000);
+        for reuse in [false, true] {
+            let (stream, mut peer) = pair(&port);
+            stream.recv(Buf::pooled()).unwrap();
+            stream.start().silent().send(data.clone()).unwrap();
+            stream.disconnect(reuse).unwrap();
+            let reading = thread::spawn(move || {
+                let mut all = Vec::new();
+                peer.read_to_end(&mut all).map(|_| all)
+            });
+            let mut kinds = Vec::new();
+            for _ in 0..2 {
+                let packet = pump.next();
+                match packet.op {
+                    Op::Recv { .. } => kinds.push("recv"),
+                    Op::Shutdown { .. } => {
+                        assert_eq!(packet.result, Ok(0));
+                        kinds.push("disconnect");
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            kinds.sort_unstable();
+            assert_eq!(kinds, ["disconnect", "recv"]);
+            assert!(join(reading).unwrap() == data);
+        }
+        // What is not connected cannot be disconnected.
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None);
+        let stream = port.associate(socket.unwrap(), 1).unwrap();
+        stream.disconnect(false).unwrap();
+        assert_eq!(pump.next().result.unwrap_err().kind(), ErrorKind::BrokenPipe);
+    });
+}
+
+/// Would catch: a socket that was disconnected to be used again, and cannot be.
+#[cfg(windows)]
+#[test]
+fn a_disconnected_socket_connects_again() {
+    let why = "Wine does not make disconnected sockets usable again";
+    if not_shown_by_wine("a_disconnected_socket_connects_again", why) {
+        return;
+    }
+    run(|| {
+        let port = port(1);
+        let pump = Pump::new(&port, 1);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = port.connect(address, 1).unwrap();
+        for round in 0..2_u8 {
+            let packet = pump.next();
+            assert!(matches!(packet.op, Op::Connect { .. }) && packet.result.is_ok());
+            let (mut peer, _) = listener.accept().unwrap();
+            stream.recv(Buf::pooled()).unwrap();
+            peer.write_all(&[round]).unwrap();
+            let Op::Recv { buf, .. } = pump.next().op else { panic!() };
+            assert_eq!(&*buf, &[round]);
+            // The peer ends first, so that nothing is kept for long.
+            drop(peer);
+            stream.disconnect(true).unwrap();
+            assert_eq!(pump.next().result, Ok(0));
+            if round == 0 {
+                stream.connect(address).unwrap();
+            }
+        }
+    });
+}
+
 /// Would catch: a shutdown that overtakes sends, or a direction that is closed with the other.
 #[test]
 fn shutting_down_comes_after_the_sends() {

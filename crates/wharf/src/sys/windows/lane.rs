@@ -376,6 +376,10 @@ impl Lane {
                     end(op, how)?;
                     return Ok(Begun::Over(0));
                 }
+                Request::Disconnect { reuse } => {
+                    end_receiving(op);
+                    socket::disconnect(socket, reuse, overlapped)?;
+                }
                 Request::Read { buffer, length, offset } => {
                     let (buffer, length) = (buffer.add(op.bytes), length - op.bytes);
                     return read(op, buffer, length, offset);
@@ -458,6 +462,10 @@ impl Lane {
                     if !pipe::connect(pipe, overlapped)? {
                         return Ok(Begun::Over(0));
                     }
+                }
+                Request::Disconnect { .. } => {
+                    pipe::disconnect(pipe)?;
+                    return Ok(Begun::Over(0));
                 }
                 // Only for sockets, or for files.
                 _ => return Err(io::Error::from_raw_os_error(ws::WSAENOTSOCK)),
@@ -741,6 +749,15 @@ impl Lane {
                 // SAFETY: the gather and its slices live as long as the operation.
                 if unsafe { (*gather).advance(done) } { go_on(op) } else { Step::Finish }
             }
+            Request::Disconnect { reuse } => {
+                if reuse && !pipe {
+                    // The next connection receives again.
+                    // SAFETY: an operation in flight has a handle, which outlives it.
+                    let registration = unsafe { &*op.handle }.registration();
+                    registration.ended.store(false, Ordering::Relaxed);
+                }
+                Step::Finish
+            }
             Request::Readable
             | Request::ReceiveError { .. }
             | Request::Shutdown { .. }
@@ -963,18 +980,25 @@ unsafe fn next_slice(gather: *mut Gather) -> Slice {
 /// Ends a direction of a connection, or both.
 fn end(op: &Operation, how: Shutdown) -> io::Result<()> {
     // SAFETY: an operation in flight has a handle, which outlives it.
-    let (socket, registration) = unsafe { (socket_of(op), (*op.handle).registration()) };
+    let socket = unsafe { socket_of(op) };
     if how != Shutdown::Read {
         socket2::SockRef::from(&socket).shutdown(Shutdown::Write)?;
     }
     if how != Shutdown::Write {
-        // Not by SD_RECEIVE, which resets the connection if something more arrives. The receive
-        // that waits is cancelled without its user's asking, and so begun again: it is the only
-        // call of the socket's, because this operation is alone in the other direction.
-        registration.ended.store(true, Ordering::Relaxed);
-        socket::cancel(socket, ptr::null());
+        end_receiving(op);
     }
     Ok(())
+}
+
+/// Lets receives take what has arrived, and wait for no more. Not by SD_RECEIVE, which resets the
+/// connection if something more arrives. The receive that waits is cancelled without its user's
+/// asking, and so begun again: it is the only call of the socket's, because this operation is alone
+/// in the other direction.
+fn end_receiving(op: &Operation) {
+    // SAFETY: an operation in flight has a handle, which outlives it.
+    let (socket, registration) = unsafe { (socket_of(op), (*op.handle).registration()) };
+    registration.ended.store(true, Ordering::Relaxed);
+    socket::cancel(socket, ptr::null());
 }
 
 /// The socket of an operation's handle.

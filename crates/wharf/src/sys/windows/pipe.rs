@@ -30,7 +30,7 @@ use windows_sys::{
         System::{
             IO::OVERLAPPED,
             Pipes::{
-                ConnectNamedPipe, CreateNamedPipeW, PIPE_ACCEPT_REMOTE_CLIENTS,
+                ConnectNamedPipe, CreateNamedPipeW, DisconnectNamedPipe, PIPE_ACCEPT_REMOTE_CLIENTS,
                 PIPE_READMODE_BYTE, PIPE_REJECT_REMOTE_CLIENTS, PIPE_TYPE_BYTE, PIPE_WAIT,
             },
         },
@@ -176,6 +176,13 @@ pub(super) unsafe fn connect(pipe: RawDescriptor, overlapped: *mut OVERLAPPED) -
         Some(ERROR_INVALID_FUNCTION) => Err(io::ErrorKind::InvalidInput.into()),
         _ => Err(error),
     }
+}
+
+/// Takes an instance from its client, who cannot receive what is left any more.
+pub(super) fn disconnect(pipe: RawDescriptor) -> io::Result<()> {
+    // SAFETY: handles are numbers for the kernel; one that is no instance is refused.
+    let done = unsafe { DisconnectNamedPipe(handle(pipe)) };
+    if done == 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Starts to read; with a length of zero, to wait until there is something.

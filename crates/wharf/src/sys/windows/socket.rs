@@ -53,11 +53,13 @@ struct Extensions {
     accept: AcceptEx,
     connect: ConnectEx,
     transmit: TransmitFile,
+    disconnect: DisconnectEx,
     receive_message: ReceiveMessage,
 }
 
 type AcceptEx = <ws::LPFN_ACCEPTEX as Inner>::Function;
 type ConnectEx = <ws::LPFN_CONNECTEX as Inner>::Function;
+type DisconnectEx = <ws::LPFN_DISCONNECTEX as Inner>::Function;
 type TransmitFile = <ws::LPFN_TRANSMITFILE as Inner>::Function;
 pub(super) type ReceiveMessage = <ws::LPFN_WSARECVMSG as Inner>::Function;
 
@@ -529,6 +531,22 @@ pub(crate) unsafe fn transmit(
     begun(unsafe { transmit(raw(socket), file, length, 0, overlapped, buffers, 0) } != 0)
 }
 
+/// Starts to end a connection, so that the socket may be connected again if `reuse`.
+///
+/// # Safety
+///
+/// The overlapped structure stays where it is, untouched, until the packet.
+pub(crate) unsafe fn disconnect(
+    socket: BorrowedSocket<'_>,
+    reuse: bool,
+    overlapped: *mut OVERLAPPED,
+) -> io::Result<()> {
+    let disconnect = Extensions::get()?.disconnect;
+    let flags = if reuse { ws::TF_REUSE_SOCKET } else { 0 };
+    // SAFETY: the caller's promise.
+    begun(unsafe { disconnect(raw(socket), overlapped, flags, 0) } != 0)
+}
+
 /// Makes a socket that ConnectEx has connected like any other.
 pub(crate) fn finish_connect(socket: BorrowedSocket<'_>) -> io::Result<()> {
     set::<ws::SOCKET>(&socket, ws::SO_UPDATE_CONNECT_CONTEXT, None)
@@ -622,6 +640,7 @@ impl Extensions {
                 accept: extension::<AcceptEx>(&socket, ws::WSAID_ACCEPTEX)?,
                 connect: extension::<ConnectEx>(&socket, ws::WSAID_CONNECTEX)?,
                 transmit: extension::<TransmitFile>(&socket, ws::WSAID_TRANSMITFILE)?,
+                disconnect: extension::<DisconnectEx>(&socket, ws::WSAID_DISCONNECTEX)?,
                 receive_message: extension::<ReceiveMessage>(&datagrams, ws::WSAID_WSARECVMSG)?,
             }
         };
