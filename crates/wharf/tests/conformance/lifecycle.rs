@@ -1,7 +1,15 @@
 //! Every state of an operation, met by everything that can happen to it: whatever it is, the
 //! operation gives one packet or is freed with its port, and each buffer and context goes once.
 
-use std::{io::Write, net::TcpStream, sync::mpsc, thread, time::Duration};
+#[cfg(windows)]
+use std::fs::File;
+use std::{
+    io::{self, Write},
+    net::TcpStream,
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
 use wharf::{Buf, Wait};
 
@@ -58,11 +66,71 @@ const SUBJECT: u64 = 1;
 /// One that stands before it.
 const OTHER: u64 = 2;
 
+/// What carries the connections.
+#[derive(Clone, Copy, Debug)]
+enum Link {
+    Tcp,
+    #[cfg(windows)]
+    NamedPipe,
+}
+
+const LINKS: &[Link] = &[
+    Link::Tcp,
+    #[cfg(windows)]
+    Link::NamedPipe,
+];
+
+/// The other end of a connection.
+#[derive(Debug)]
+enum Peer {
+    Tcp(TcpStream),
+    #[cfg(windows)]
+    NamedPipe(File),
+}
+
+impl Link {
+    fn pair(self, port: &Port) -> (Stream, Peer) {
+        match self {
+            Self::Tcp => {
+                let (stream, peer) = pair(port);
+                (stream, Peer::Tcp(peer))
+            }
+            #[cfg(windows)]
+            Self::NamedPipe => {
+                let server = wharf::PipeServer::new(super::named_pipes::name());
+                let stream = port.serve_pipe(&server, 1).expect("served");
+                let peer = File::options().read(true).write(true).open(server.name());
+                assert!(next(port).result.is_ok());
+                (stream, Peer::NamedPipe(peer.expect("connected")))
+            }
+        }
+    }
+}
+
+impl Peer {
+    fn say(&self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Tcp(peer) => Write::write_all(&mut { peer }, bytes),
+            #[cfg(windows)]
+            Self::NamedPipe(peer) => Write::write_all(&mut { peer }, bytes),
+        }
+    }
+
+    fn reset(self) {
+        match self {
+            Self::Tcp(peer) => reset(peer),
+            // It knows no other end.
+            #[cfg(windows)]
+            Self::NamedPipe(peer) => drop(peer),
+        }
+    }
+}
+
 /// A connection with an operation in the wanted state, and what is needed to let it go on.
 struct Scene {
     port: Option<Port>,
     stream: Option<Stream>,
-    peer: Option<TcpStream>,
+    peer: Option<Peer>,
     tally: Tally,
     size: Size,
     /// Packets in somebody's hands.
@@ -95,8 +163,8 @@ impl Kind {
 
 impl Scene {
     /// Brings an operation into a state. Called on a thread that is bound to the port, or not.
-    fn set(port: &Port, kind: Kind, state: State) -> Self {
-        let (stream, peer) = pair(port);
+    fn set(port: &Port, link: Link, kind: Kind, state: State) -> Self {
+        let (stream, peer) = link.pair(port);
         let mut scene = Self {
             port: None,
             stream: Some(stream),
@@ -106,8 +174,7 @@ impl Scene {
             held: Vec::new(),
         };
         let write = |scene: &Self| {
-            let mut peer = scene.peer.as_ref().expect("a peer");
-            peer.write_all(&[7; 100]).expect("written");
+            scene.peer.as_ref().expect("a peer").say(&[7; 100]).expect("written");
         };
         // More than the sockets hold, if it is to stay.
         let large = 8 << 20;
@@ -132,10 +199,10 @@ impl Scene {
                 flush(port);
             }
             State::Starved => {
-                let (other, mut busy) = pair(port);
+                let (other, busy) = link.pair(port);
                 for _ in 0..BUFFERS {
                     other.recv(Buf::pooled()).expect("started");
-                    busy.write_all(b"x").expect("written");
+                    busy.say(b"x").expect("written");
                     scene.held.push(next(port));
                 }
                 write(&scene);
@@ -173,7 +240,7 @@ impl Scene {
             Event::Cancel => {
                 self.stream.as_ref().expect("a stream").cancel_all();
             }
-            Event::PeerResets => reset(self.peer.take().expect("a peer")),
+            Event::PeerResets => self.peer.take().expect("a peer").reset(),
             Event::PeerEnds => self.peer = None,
             Event::WorkerPanics | Event::WorkerExits => {}
         }
@@ -232,16 +299,21 @@ fn fresh() -> Port {
     build(crate::builder().concurrency(1).pool(BUFFERS, POOLED))
 }
 
+/// All kinds in all states that they can be in.
+fn rows() -> impl Iterator<Item = (Link, Kind, State)> {
+    let kinds = LINKS.iter().flat_map(|link| KINDS.map(|kind| (*link, kind)));
+    let rows = kinds.flat_map(|(link, kind)| STATES.map(|state| (link, kind, state)));
+    rows.filter(|(_, kind, state)| kind.can_be(*state))
+}
+
 fn each_row(event: Event) {
     run(move || {
-        for kind in KINDS {
-            for state in STATES.into_iter().filter(|&state| kind.can_be(state)) {
-                let port = fresh();
-                let mut scene = Scene::set(&port, kind, state);
-                scene.port = Some(port);
-                scene.happen(event);
-                scene.end(kind, state, event);
-            }
+        for (link, kind, state) in rows() {
+            let port = fresh();
+            let mut scene = Scene::set(&port, link, kind, state);
+            scene.port = Some(port);
+            scene.happen(event);
+            scene.end(kind, state, event);
         }
     });
 }
@@ -249,28 +321,26 @@ fn each_row(event: Event) {
 /// The same with a worker that ends after it has brought the operation into its state.
 fn each_row_of_a_worker(event: Event) {
     run(move || {
-        for kind in KINDS {
-            for state in STATES.into_iter().filter(|&state| kind.can_be(state)) {
-                let port = fresh();
-                let (sender, scenes) = mpsc::channel();
-                let worker = {
-                    let port = port.clone();
-                    thread::spawn(move || {
-                        // Bound, with a place of its own.
-                        flush(&port);
-                        let mut scene = Scene::set(&port, kind, state);
-                        let held = std::mem::take(&mut scene.held);
-                        sender.send(scene).expect("somebody listens");
-                        if event == Event::WorkerPanics {
-                            std::panic::resume_unwind(Box::new("on purpose"));
-                        }
-                        drop(held);
-                    })
-                };
-                let scene = receive(&scenes);
-                let _ = worker.join();
-                Scene { port: Some(port), ..scene }.end(kind, state, event);
-            }
+        for (link, kind, state) in rows() {
+            let port = fresh();
+            let (sender, scenes) = mpsc::channel();
+            let worker = {
+                let port = port.clone();
+                thread::spawn(move || {
+                    // Bound, with a place of its own.
+                    flush(&port);
+                    let mut scene = Scene::set(&port, link, kind, state);
+                    let held = std::mem::take(&mut scene.held);
+                    sender.send(scene).expect("somebody listens");
+                    if event == Event::WorkerPanics {
+                        std::panic::resume_unwind(Box::new("on purpose"));
+                    }
+                    drop(held);
+                })
+            };
+            let scene = receive(&scenes);
+            let _ = worker.join();
+            Scene { port: Some(port), ..scene }.end(kind, state, event);
         }
     });
 }
@@ -338,7 +408,8 @@ fn events_meet() {
         for _ in 0..300 {
             let kind = KINDS[random.below(KINDS.len())];
             let port = fresh();
-            let scene = Scene::set(&port, kind, State::Submitted);
+            let link = LINKS[random.below(LINKS.len())];
+            let scene = Scene::set(&port, link, kind, State::Submitted);
             let Scene { stream, peer, tally, size, .. } = scene;
             let (stream, peer) = (stream.expect("a stream"), peer.expect("a peer"));
             let delays: Vec<_> = (0..4).map(|_| random.below(120)).collect();
@@ -357,7 +428,7 @@ fn events_meet() {
                 });
                 scope.spawn(|| {
                     pause(2);
-                    let _ = (&peer).write_all(b"x");
+                    let _ = peer.say(b"x");
                 });
                 scope.spawn(|| {
                     while let Wait::Packet(packet) = port.wait() {

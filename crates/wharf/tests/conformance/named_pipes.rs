@@ -10,7 +10,7 @@ use wharf::{Buf, ErrorKind, PipeServer};
 use super::support::*;
 
 /// A name that nobody else has.
-fn name() -> String {
+pub(super) fn name() -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     format!(r"\\.\pipe\wharf-test-{}-{number}", std::process::id())
