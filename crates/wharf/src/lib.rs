@@ -63,6 +63,18 @@ mod workers;
 
 #[cfg(windows)]
 pub use crate::pipe::PipeServer;
+/// The tests of registered I/O once more: by the functions of Windows, or where it has none of
+/// them, by a stand-in, to test what is made of them.
+#[cfg(all(test, windows))]
+#[path = "../tests/rio/mod.rs"]
+mod by_the_systems_own;
+#[cfg(all(test, windows))]
+extern crate self as wharf;
+#[cfg(all(test, windows))]
+fn builder(capacity: usize) -> rio::Builder {
+    rio::Builder::new(capacity).driver(Driver::Rio)
+}
+
 pub use crate::{
     block::OpId,
     buf::{Buf, Pooled},

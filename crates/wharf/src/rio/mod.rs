@@ -68,8 +68,8 @@
 //! systems without, have overlapped calls ([`Driver::Iocp`]): a system call for each datagram that
 //! is received or sent, and one for up to 16 requests of a stream. A queue has a thread of its own
 //! from the first `notify` on, as above; its calls take a lock; and by how much a datagram was too
-//! large for its slice is not told. Only the overlapped calls have been tested so far: the system's
-//! own has been compiled, and no more.
+//! large for its slice is not told. Only the overlapped calls have been tested so far; of the
+//! system's own, what is made of it, with a stand-in for its functions.
 //!
 //! [`Driver::Iocp`]: crate::Driver::Iocp
 //! [`Driver::Rio`]: crate::Driver::Rio
