@@ -160,6 +160,84 @@ fn peers_that_do_not_read_hold_up_nobody() {
     });
 }
 
+/// Would catch: a thread that is kept by a socket which takes less than it has room for, and data
+/// that gets lost when it does.
+#[cfg(target_os = "linux")]
+#[test]
+fn sockets_that_take_little_hold_up_nobody() {
+    run(|| {
+        let folder = Folder::new();
+        let content = pattern(4, 4 << 20);
+        let file = file(&folder, "content", &content);
+        let port = port(1);
+        let slow: Vec<_> = (0..4)
+            .map(|_| {
+                let (stream, peer) = pair(&port);
+                let socket = std::os::fd::AsFd::as_fd(&stream);
+                let (descriptor, most) = (std::os::fd::AsRawFd::as_raw_fd(&socket), 1);
+                // SAFETY: the number lives across the call.
+                let set = unsafe {
+                    libc::setsockopt(
+                        descriptor,
+                        libc::IPPROTO_TCP,
+                        libc::TCP_NOTSENT_LOWAT,
+                        (&raw const most).cast(),
+                        4,
+                    )
+                };
+                assert_eq!(set, 0);
+                stream.transmit(Transmit::new(file.clone()).head("head").tail("tail")).unwrap();
+                (stream, peer)
+            })
+            .collect();
+        let (stream, peer) = pair(&port);
+        let reading = read_all(peer);
+        stream.start().context(Token::from(9)).transmit(Transmit::new(file.clone())).unwrap();
+        let packet = next(&port);
+        assert_eq!(packet.context.map(|token| token.id), Some(9));
+        drop((stream, packet.op));
+        assert!(join(reading) == content);
+        let reading: Vec<_> = slow.into_iter().map(|(_, peer)| read_all(peer)).collect();
+        for _ in &reading {
+            assert_eq!(next(&port).result, Ok((4 << 20) + 8));
+        }
+        let expected = [b"head", &content[..], b"tail"].concat();
+        for peer in reading {
+            assert!(join(peer) == expected);
+        }
+    });
+}
+
+/// Would catch: a mechanism that only connections over TCP have.
+#[cfg(unix)]
+#[test]
+fn files_are_transmitted_to_unix_sockets() {
+    use std::os::unix::net::UnixStream;
+    run(|| {
+        let folder = Folder::new();
+        let content = pattern(6, 3_000_001);
+        let file = file(&folder, "content", &content);
+        let port = port(1);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let stream = port.associate(ours, 1).unwrap();
+        for _ in 0..2 {
+            let transmit = Transmit::new(file.clone()).head("head").tail("tail");
+            stream.transmit(transmit).unwrap();
+        }
+        let reading = thread::spawn(move || {
+            let mut all = Vec::new();
+            theirs.read_to_end(&mut all).unwrap();
+            all
+        });
+        for _ in 0..2 {
+            assert_eq!(next(&port).result, Ok(3_000_009));
+        }
+        drop(stream);
+        let expected = [b"head", &content[..], b"tail"].concat();
+        assert!(join(reading) == expected.repeat(2));
+    });
+}
+
 /// Would catch: a total that is not what the peer gets.
 #[test]
 fn transmissions_that_end_early_say_how_much_was_sent() {

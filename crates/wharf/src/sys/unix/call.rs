@@ -144,6 +144,7 @@ impl Call {
                             libc::sendmsg(fd, header, flags)
                         }
                         Next::Wait => return ready(fd, libc::POLLOUT),
+                        Next::End => return Called::Over { result: 0, drained: false },
                     }
                 }
                 Request::Accept { .. } | Request::AcceptFirst { .. } => {

@@ -85,6 +85,10 @@ impl Slice {
         true
     }
 
+    pub(crate) fn address(&self) -> *mut libc::c_void {
+        self.0.iov_base
+    }
+
     pub(crate) fn length(&self) -> usize {
         self.0.iov_len
     }

@@ -1,10 +1,11 @@
-//! How a part of a file gets to a socket: read into a buffer, sent from there, in turn.
+//! How a part of a file gets to a socket. Small ones, and what is not in the system's memory: read
+//! into a buffer, sent from there, in turn. Else the system passes its own pages on; see `pass`.
 //!
 //! A buffer is held only while it is filled and emptied. What the socket does not take at once is
 //! let go, and read again when there is room: so peers that do not read hold no buffers, and the
 //! few that a port has for this serve any number of them.
 
-use std::{io, mem::zeroed, sync::Arc};
+use std::{io, mem::zeroed, ptr, sync::Arc};
 
 use super::{
     RawDescriptor, Slice,
@@ -24,6 +25,16 @@ const SMALL_CHUNK: usize = 16 << 10;
 const SMALL_CHUNKS: u16 = 512;
 const CHUNKS: u16 = 32;
 
+/// The least of a file that is worth passing on without reading it, see docs/DESIGN.md.
+const PASSED_MIN: usize = SMALL_CHUNK + 1;
+/// The most that is passed on at once: the thread that does it has other things to do.
+const PASSED_MAX: usize = 2 << 20;
+
+/// How much the system has read ahead, as a rule, when it has anything.
+const AHEAD: usize = 128 << 10;
+/// How often it is tried to pass on what there is room for.
+const PASSES: usize = 4;
+
 /// A head, a part of a file and a tail on their way to a socket, at a fixed address that the
 /// caller owns.
 #[doc(alias = "TRANSMIT_FILE_BUFFERS")]
@@ -41,6 +52,12 @@ pub struct Transmission {
     filled: usize,
     /// How much the socket seems to take at once.
     limit: usize,
+    /// Nothing speaks against passing the file's pages on.
+    passes: bool,
+    /// The socket will not keep a thread waiting that passes pages on.
+    hurries: bool,
+    /// Why it is over.
+    errno: i32,
     header: libc::msghdr,
     slices: [Slice; 3],
 }
@@ -67,6 +84,8 @@ pub(crate) enum Next {
     Send,
     /// Wait until the socket has room.
     Wait,
+    /// Nothing: it is over.
+    End,
 }
 
 impl Transmission {
@@ -80,7 +99,7 @@ impl Transmission {
         length: u64,
         tail: Slice,
     ) -> Self {
-        let none = Slice::new(std::ptr::null_mut(), 0);
+        let none = Slice::new(ptr::null_mut(), 0);
         Self {
             head,
             tail,
@@ -91,6 +110,9 @@ impl Transmission {
             large: false,
             filled: 0,
             limit: CHUNK,
+            passes: true,
+            hurries: false,
+            errno: 0,
             // SAFETY: plain integers and pointers, for which zero is a value.
             header: unsafe { zeroed() },
             slices: [none; 3],
@@ -138,6 +160,107 @@ impl Transmission {
         }
     }
 
+    /// Sends as much of the file as the system has in its memory and the socket has room for,
+    /// without reading it: sendfile. Returns how many bytes that were, with those of the head. When
+    /// it cannot do anything, the next step is what it was: to fill a buffer.
+    ///
+    /// A call of sendfile waits for the disk, and for room unless the socket is non-blocking, which
+    /// those of io_uring must not be. So it is asked for no more than there is room for; should it
+    /// wait all the same, it does so for a few ticks of the kernel's clock, and never again.
+    ///
+    /// # Safety
+    ///
+    /// The head's bytes are valid, and the file is open.
+    unsafe fn pass(&mut self, socket: RawDescriptor) -> usize {
+        let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(PASSED_MAX);
+        // Nothing keeps sendfile from raising the signal for a peer that is gone.
+        if !self.passes || wanted < PASSED_MIN || !ignores_broken_pipes() {
+            return 0;
+        }
+        let Some(room) = room(socket) else { return 0 };
+        if room == 0 {
+            self.step = Next::Wait;
+            return 0;
+        }
+        let wanted = wanted.min(room.saturating_sub(self.head.length()));
+        if wanted < PASSED_MIN || !self.in_memory(self.offset) {
+            return 0;
+        }
+        // What is read from the disk is read in pieces that are larger than this.
+        let last = self.offset + wanted as u64 - 1;
+        if wanted > AHEAD && !self.in_memory(last) {
+            return 0;
+        }
+        self.hurries = self.hurries || never_waits_long(socket);
+        if !self.hurries {
+            return 0;
+        }
+        let mut sent = 0;
+        if self.head.length() > 0 {
+            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | libc::MSG_MORE;
+            // SAFETY: the caller's promise.
+            let result =
+                unsafe { libc::send(socket, self.head.address(), self.head.length(), flags) };
+            let Ok(result) = usize::try_from(result) else {
+                self.stop_passing();
+                return 0;
+            };
+            self.head.skip(result);
+            sent = result;
+            if self.head.length() > 0 {
+                self.step = Next::Wait;
+                return sent;
+            }
+        }
+        let mut passed = 0;
+        // A completion of io_uring's that comes meanwhile makes it return early.
+        for _ in 0..PASSES {
+            let mut offset = self.offset.cast_signed();
+            let rest = wanted - passed;
+            // SAFETY: the offset lives across the call.
+            let result = unsafe { libc::sendfile64(socket, self.file, &raw mut offset, rest) };
+            let Ok(result) = usize::try_from(result) else {
+                self.stop_passing();
+                return sent + passed;
+            };
+            self.offset += result as u64;
+            self.left -= result as u64;
+            passed += result;
+            if result == 0 || passed == wanted {
+                break;
+            }
+        }
+        // Unless the file has ended, or the socket takes less than it says.
+        self.passes = passed == wanted;
+        self.step = match (self.left, self.tail.length()) {
+            (1.., _) if self.passes => Next::Wait,
+            (1.., _) => Next::Read,
+            (0, 1..) => Next::Send,
+            (0, 0) => Next::End,
+        };
+        sent + passed
+    }
+
+    /// After a call that has failed.
+    fn stop_passing(&mut self) {
+        self.passes = false;
+        match io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) {
+            libc::EAGAIN | libc::EINTR => self.step = Next::Wait,
+            // Not every file can do it.
+            libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP => {}
+            errno => (self.step, self.errno) = (Next::End, errno),
+        }
+    }
+
+    /// Whether the system has a byte of the file in its memory.
+    fn in_memory(&self, at: u64) -> bool {
+        let mut byte = 0_u8;
+        let room = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+        let (at, flags) = (at.cast_signed(), libc::RWF_NOWAIT);
+        // SAFETY: the byte lives across the call.
+        unsafe { libc::preadv2(self.file, &raw const room, 1, at, flags) == 1 }
+    }
+
     /// The message to send next, and its flags.
     pub(crate) fn message(&mut self, buffer: *mut u8) -> (*mut libc::msghdr, i32) {
         let last = self.left == self.filled as u64;
@@ -180,6 +303,48 @@ impl Transmission {
     }
 }
 
+/// Whether this process ignores the signal for connections that are gone, as Rust's programs do.
+fn ignores_broken_pipes() -> bool {
+    // SAFETY: plain integers, for which zero is a value.
+    let mut action: libc::sigaction = unsafe { zeroed() };
+    // SAFETY: the structure lives across the call.
+    let asked = unsafe { libc::sigaction(libc::SIGPIPE, ptr::null(), &raw mut action) };
+    asked == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+/// For how many bytes a socket has room. None: nobody knows.
+fn room(socket: RawDescriptor) -> Option<usize> {
+    const COUNT: usize = 9;
+    let mut found = [0_u32; COUNT];
+    let mut length = libc::socklen_t::try_from(size_of_val(&found)).unwrap_or(0);
+    // SAFETY: the numbers live across the call, and it is told how many there are.
+    let asked = unsafe {
+        let into = found.as_mut_ptr().cast();
+        libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_MEMINFO, into, &raw mut length)
+    };
+    if asked != 0 {
+        return None;
+    }
+    // The indices are those of sock_diag(7): the limit, what is queued, what has been sent.
+    let [_, _, sent, limit, _, queued, ..] = found;
+    let free = limit.saturating_sub(queued.max(sent)) as usize;
+    // The queue itself takes some.
+    Some(free - free / 16)
+}
+
+/// Lets a call that would wait for room in a socket wait for a tick only. What this library calls
+/// does not wait anyway.
+fn never_waits_long(socket: RawDescriptor) -> bool {
+    let shortest = libc::timeval { tv_sec: 0, tv_usec: 1 };
+    let length = libc::socklen_t::try_from(size_of_val(&shortest)).unwrap_or(0);
+    // SAFETY: the structure lives across the call.
+    let set = unsafe {
+        let from = (&raw const shortest).cast();
+        libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_SNDTIMEO, from, length)
+    };
+    set == 0
+}
+
 /// What the result of a step means.
 pub(crate) fn evaluate(op: &mut Operation, transmission: &mut Transmission) -> Step {
     let result = op.system.result;
@@ -200,6 +365,8 @@ pub(crate) fn evaluate(op: &mut Operation, transmission: &mut Transmission) -> S
                 return Step::Finish;
             }
         }
+        Next::End if transmission.errno != 0 => return fail(op, transmission.errno),
+        Next::End => return Step::Finish,
         Next::Wait => {
             transmission.step = if transmission.left > 0 { Next::Read } else { Next::Send };
         }
@@ -242,6 +409,11 @@ impl Chunks {
     /// Gets the buffer for the next step, and fills it if that can be done at once. False: there is
     /// none.
     pub(crate) fn prepare(&self, op: &mut Operation, transmission: &mut Transmission) -> bool {
+        if transmission.step == Next::Read && op.buffer == NO_BUFFER {
+            // SAFETY: an operation in flight has a handle, which outlives it, and what it sends
+            // is there as long (the contract of start).
+            op.bytes += unsafe { transmission.pass((*op.handle).fd()) };
+        }
         if !transmission.needs_buffer() {
             return true;
         }

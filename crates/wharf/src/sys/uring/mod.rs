@@ -575,6 +575,7 @@ impl Lane {
                 send_message(entry, header, flags)
             }
             Next::Wait => poll(entry, libc::POLLOUT),
+            Next::End => nothing(),
         }
     }
 
