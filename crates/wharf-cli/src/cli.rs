@@ -227,9 +227,9 @@ pub(crate) struct Doctor {
   wharf copy disk.img /mnt/backup/ --direct --verify
   wharf copy large.bin copy.bin --depth 32 --block 1M --json
 
-Holes, permissions and times are kept (on Windows, holes become zeros). The copy is written beside its destination and gets its name
-when it is whole; if anything fails, or at Ctrl-C, it is removed, and what had the name before is
-as it was. The exit code is 1 then.")]
+Holes, permissions and times are kept (on Windows, holes become zeros). The copy is written beside
+its destination and gets its name when it is whole; if anything fails, or at Ctrl-C, it is removed,
+and what had the name before is as it was. The exit code is 1 then.")]
 pub(crate) struct Copy {
     /// The file to copy
     #[arg(value_name = "SRC")]

@@ -604,8 +604,8 @@ where
     /// Associates a connected (or not yet connected) stream socket: a `std::net::TcpStream`, a
     /// `std::os::unix::net::UnixStream`, a `socket2::Socket`, or any other descriptor of one. Or
     /// what else bytes are received from or sent to in order: an end of a pipe, a FIFO, a
-    /// terminal, the `ChildStdin` and `ChildStdout` of a process. On Windows it has to be opened for
-    /// overlapped operations, as named pipes may be and anonymous ones are not:
+    /// terminal, the `ChildStdin` and `ChildStdout` of a process. On Windows it has to be opened
+    /// for overlapped operations, as named pipes may be and anonymous ones are not:
     /// [`Self::pipe_from`] and [`Self::pipe_to`] make some.
     ///
     /// A pipe has one direction, and ends when the last clone of its [`Stream`] is dropped: it

@@ -30,9 +30,9 @@ pub struct Stats {
     pub starving: usize,
     /// System calls made so far for operations: to start them, to make or try them, to wait for
     /// them, and to wake who waits. On io_uring these are the entries into its rings, and what is
-    /// tried at once; on epoll each receive and send is one, and each registration of a socket.
-    /// On Windows they are the waits, and what is tried at once. Opening, closing and setting options are not counted, nor is
-    /// how workers without a place park and keep watch.
+    /// tried at once; on epoll each receive and send is one, and each registration of a socket. On
+    /// Windows they are the waits, and what is tried at once. Opening, closing and setting options
+    /// are not counted, nor is how workers without a place park and keep watch.
     pub kernel_entries: u64,
     /// Times a receive had to wait because every pooled buffer was in use.
     pub buffers_exhausted: u64,

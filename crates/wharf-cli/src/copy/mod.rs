@@ -76,7 +76,8 @@ pub(crate) fn run(options: &Copy) -> anyhow::Result<()> {
     let source = &options.source;
     let destination = destination(source, &options.destination)?;
     let said = |path: &Path| format!("cannot read {}", path.display());
-    // Looked at before it is opened: opening may wait (a FIFO), or be refused (a folder on Windows).
+    // Looked at before it is opened: opening may wait (a FIFO), or be refused (on Windows, a
+    // folder).
     let metadata = fs::metadata(source).with_context(|| said(source))?;
     ensure!(metadata.is_file(), "{} is no regular file", source.display());
     let original = File::open(source).with_context(|| said(source))?;

@@ -63,13 +63,13 @@
 //! - each look is a system call for each socket that may have something. With more than eight
 //!   sockets, or notifications, epoll says which do.
 //!
-//! On Windows, the system's own Registered I/O where it has that ([`Driver::Rio`]), for sockets that
-//! were made for it, as those of [`CompletionQueue::udp`] and [`bind_udp`] are. Others, and all on
-//! systems without, have overlapped calls ([`Driver::Iocp`]): a system call for each datagram that
-//! is received or sent, and one for up to 16 requests of a stream. A queue has a thread of its own
-//! from the first `notify` on, as above; its calls take a lock; and by how much a datagram was too
-//! large for its slice is not told. Only the overlapped calls have been tested so far; of the
-//! system's own, what is made of it, with a stand-in for its functions.
+//! On Windows, the system's own Registered I/O where it has that ([`Driver::Rio`]), for sockets
+//! that were made for it, as those of [`CompletionQueue::udp`] and [`bind_udp`] are. Others, and
+//! all on systems without, have overlapped calls ([`Driver::Iocp`]): a system call for each
+//! datagram that is received or sent, and one for up to 16 requests of a stream. A queue has a
+//! thread of its own from the first `notify` on, as above; its calls take a lock; and by how much
+//! a datagram was too large for its slice is not told. Only the overlapped calls have been tested
+//! so far; of the system's own, what is made of it, with a stand-in for its functions.
 //!
 //! [`Driver::Iocp`]: crate::Driver::Iocp
 //! [`Driver::Rio`]: crate::Driver::Rio
@@ -131,11 +131,11 @@
 //!
 //! The kernel writes to a slice only while a request has it, and a request's slice has no name: it
 //! is in the queue, which gives it to nobody before the kernel is done with it. A slice keeps its
-//! region mapped. On plain calls the kernel knows a slice only during a call. On io_uring and
-//! on Windows a queue that is dropped waits until the kernel has let go of every slice; if it will not (for five
-//! seconds), or if the queue is forgotten, the slices and their region stay for ever. So no order
-//! of dropping, no `mem::forget` and no panic lets the kernel write to memory that is freed or in
-//! other use.
+//! region mapped. On plain calls the kernel knows a slice only during a call. On io_uring and on
+//! Windows a queue that is dropped waits until the kernel has let go of every slice; if it will
+//! not (for five seconds), or if the queue is forgotten, the slices and their region stay for
+//! ever. So no order of dropping, no `mem::forget` and no panic lets the kernel write to memory
+//! that is freed or in other use.
 
 mod completion;
 mod engine;

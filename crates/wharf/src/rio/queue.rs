@@ -171,8 +171,8 @@ impl<N> CompletionQueue<N> {
         self.choice.driver
     }
 
-    /// Why it is not carried by io_uring, or on Windows by the system's own Registered I/O, although
-    /// the choice was left to wharf: how that is refused here, and what can be done about it.
+    /// Why it is not carried by io_uring, or on Windows by the system's own Registered I/O,
+    /// although the choice was left to wharf: how that is refused, and what can be done about it.
     #[must_use]
     pub fn fallback(&self) -> Option<Error> {
         self.choice.refused
@@ -372,10 +372,10 @@ impl<N> CompletionQueue<N> {
 
     /// Starts a receive into all of a slice.
     ///
-    /// On Linux it costs no system call: the kernel begins to fill slices when the queue next enters it,
-    /// which is at a [`Self::commit`], when it is asked to notify, or when [`Self::dequeue`] finds
-    /// nothing. Only the first receive while a notification is outstanding, and nothing else is
-    /// posted, enters it at once.
+    /// On Linux it costs no system call: the kernel begins to fill slices when the queue next
+    /// enters it, which is at a [`Self::commit`], when it is asked to notify, or when
+    /// [`Self::dequeue`] finds nothing. Only the first receive while a notification is
+    /// outstanding, and nothing else is posted, enters it at once.
     ///
     /// # Errors
     ///

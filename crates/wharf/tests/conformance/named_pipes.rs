@@ -105,8 +105,8 @@ fn a_server_that_goes_is_noticed() {
     });
 }
 
-/// Would catch: a client that was there before anybody waited for it, or one that came and went, and
-/// is lost.
+/// Would catch: a client that was there before anybody waited for it, or one that came and went,
+/// and is lost.
 #[test]
 fn clients_may_be_faster_than_the_server() {
     run(|| {

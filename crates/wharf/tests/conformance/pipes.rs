@@ -272,7 +272,7 @@ fn talk(port: &Port, stdin: Stream, stdout: Stream) {
     stdout.recv_each().unwrap();
     let mut heard = Vec::new();
     loop {
-        let packet = next(&port);
+        let packet = next(port);
         match (packet.op, packet.result) {
             (Op::Send { .. }, result) => assert_eq!(result, Ok(said.len())),
             (Op::Recv { .. }, Ok(0)) => break,

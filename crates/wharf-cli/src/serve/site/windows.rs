@@ -141,8 +141,8 @@ mod tests {
             assert!(is_plain(name), "{name}");
         }
         for name in ["..", "a.", "a ", "a. .", "C:", "C:a", "a:stream", "a::$DATA", "a\\b", "\\\\x",
-            "a*", "a?", "a|b", "a<", "a>", "a\"", "\t", "NUL", "nul.txt", "Con", "con .txt", "aux.a.b",
-            "COM1", "lpt9.txt", "COM¹", "lpt³.x", "CONIN$", "conout$.txt"]
+            "a*", "a?", "a|b", "a<", "a>", "a\"", "\t", "NUL", "nul.txt", "Con", "con .txt",
+            "aux.a.b", "COM1", "lpt9.txt", "COM¹", "lpt³.x", "CONIN$", "conout$.txt"]
         {
             assert!(!is_plain(name), "{name}");
         }

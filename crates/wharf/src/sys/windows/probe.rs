@@ -32,8 +32,8 @@ pub(crate) fn probe() -> Result<Vec<Feature>> {
             name: "WSAID_MULTIPLE_RIO",
             present: found.registered,
             since: "8",
-            gives: "Registered I/O by the system's own functions; without it overlapped calls do its \
-                    work",
+            gives: "Registered I/O by the system's own functions; without it overlapped calls do \
+                    its work",
         },
         Feature {
             name: "Windows itself, not Wine",

@@ -79,7 +79,7 @@ impl Socket {
             Some(registered) => {
                 let requests = [traits.receives, traits.sends];
                 registered.open(&desk.port, owned.as_socket(), requests).inspect_err(|error| {
-                    log::debug!("overlapped calls for a socket that was not made for more: {error}");
+                    log::debug!("a socket that was made for overlapped calls only: {error}");
                 })
             }
             None => Err(io::ErrorKind::Unsupported.into()),

@@ -218,7 +218,8 @@ impl Request {
             assert!(part.Offset + part.Length <= length, "outside of the buffer");
             start + part.Offset as usize
         };
-        let mut this = Self { buffer: 0, start: 0, length: 0, name: None, flags, context: 0, done: 0 };
+        let (buffer, start, length, name_at) = (0, 0, 0, None);
+        let mut this = Self { buffer, start, length, name: name_at, flags, context: 0, done: 0 };
         // SAFETY: null, or what the caller describes.
         let (data, name) = unsafe { (data.as_ref(), name.as_ref()) };
         assert_eq!(data.is_some(), count == 1);
