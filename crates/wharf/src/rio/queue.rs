@@ -635,6 +635,7 @@ const REQUEST_QUEUE: &str = "request queue";
 /// let mut queue = CompletionQueue::polled(8)?;
 /// let quota = Quota { receives: 8, sends: 0 };
 /// let socket = queue.udp_socket(socket, quota, Options::new().addresses())?;
+/// queue.close(socket)?;
 /// # Ok::<(), wharf::Error>(())
 /// ```
 ///
