@@ -44,6 +44,7 @@ const FLOODED: &[&str] =
 /// ends by itself.
 const EXAMPLE_SERVICES: &[(&str, &[&str])] = &[
     ("datagrams:rio-polled", &["rio-polled"]),
+    ("datagrams:rio-polled:epoll", &["rio-polled"]),
     ("datagrams:rio-event", &["rio-event"]),
     ("datagrams:rio-port", &["rio-port"]),
     ("datagrams:rio-port-many", &["rio-port-many"]),

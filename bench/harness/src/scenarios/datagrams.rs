@@ -43,8 +43,9 @@ always asks. wharf:blocking, tokio and compio have no call of their own that say
 ends, and get them one by one.
 
 wharf's servers are the designs of the example `datagrams`, one thread each, or two where the name
-ends in `many`. recvmmsg takes up to 64 at a time, quinn-udp up to 32, by tokio's readiness. tokio
-and compio receive as their documents teach, compio with a multishot receive into its pool."
+ends in `many`; `:epoll` is registered I/O by plain calls, as where io_uring is refused. recvmmsg
+takes up to 64 at a time, quinn-udp up to 32, by tokio's readiness. tokio and compio receive as
+their documents teach, compio with a multishot receive into its pool."
     }
 
     fn service(&self) -> &'static str {

@@ -20,7 +20,7 @@ use socket2::{Domain, Socket, Type};
 /// allowed (net.core.rmem_max).
 pub const RECEIVE_BUFFER: usize = 4 << 20;
 /// How many receives are outstanding where they cost little.
-pub const OUTSTANDING: usize = 1024;
+pub const OUTSTANDING: usize = 512;
 /// How many are outstanding of those that each have room for coalesced datagrams.
 pub const OUTSTANDING_COALESCED: usize = 16;
 /// How many receives a thread has outstanding at a completion port.
