@@ -108,11 +108,73 @@ impl Completion {
     ///
     /// A coalesced one that was cut off ends in a datagram that is not whole, or lacks some; see
     /// [`Self::truncated`].
+    #[inline]
     pub fn datagrams(&self) -> impl ExactSizeIterator<Item = &[u8]> {
         let bytes = &self.slice[..];
         let size = self.segment_size().unwrap_or(bytes.len()).max(1);
-        // An empty datagram is one all the same.
-        let count = bytes.len().div_ceil(size).max(1);
-        (0..count).map(move |index| &bytes[index * size..bytes.len().min((index + 1) * size)])
+        Datagrams { rest: Some(bytes), size }
+    }
+}
+
+/// The parts of what has come, all but the last of one size. Of nothing there is one: an empty
+/// datagram is one all the same.
+struct Datagrams<'a> {
+    rest: Option<&'a [u8]>,
+    size: usize,
+}
+
+impl<'a> Iterator for Datagrams<'a> {
+    type Item = &'a [u8];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let rest = self.rest?;
+        match rest.split_at_checked(self.size) {
+            Some((first, rest)) if !rest.is_empty() => {
+                self.rest = Some(rest);
+                Some(first)
+            }
+            _ => self.rest.take(),
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.rest.map_or(0, |rest| rest.len().div_ceil(self.size).max(1));
+        (left, Some(left))
+    }
+}
+
+impl ExactSizeIterator for Datagrams<'_> {}
+
+#[cfg(test)]
+mod tests {
+    use super::Datagrams;
+
+    /// Would catch: an empty datagram or a short last one that is lost, or a wrong length.
+    #[test]
+    fn what_came_together_is_taken_apart() {
+        let parts = |bytes: &[u8], size: usize| {
+            let mut datagrams = Datagrams { rest: Some(bytes), size };
+            let mut lengths = Vec::new();
+            loop {
+                let left = datagrams.len();
+                let Some(part) = datagrams.next() else { break lengths };
+                assert_eq!(datagrams.len(), left - 1);
+                lengths.push(part.len());
+            }
+        };
+        let bytes = [7; 10];
+        for (length, size, expected) in [
+            (0, 1, &[0][..]),
+            (0, 5, &[0]),
+            (1, 5, &[1]),
+            (5, 5, &[5]),
+            (10, 5, &[5, 5]),
+            (10, 4, &[4, 4, 2]),
+            (10, 11, &[10]),
+            (3, 1, &[1, 1, 1]),
+        ] {
+            assert_eq!(parts(&bytes[..length], size), expected, "{length} by {size}");
+        }
     }
 }

@@ -220,7 +220,7 @@ impl Tally<'_> {
     }
 
     /// Counts a datagram, and works on it. Returns whether to go on.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn datagram(&self, datagram: &[u8]) -> bool {
         if datagram.len() < SIGNAL_BELOW {
@@ -234,7 +234,9 @@ impl Tally<'_> {
         if !self.counter.seen.is_empty() && self.counter.again(datagram) {
             add(&self.shard.twice, 1);
         }
-        work(self.counter.options.work);
+        if !self.counter.options.work.is_zero() {
+            work(self.counter.options.work);
+        }
         true
     }
 }
@@ -246,13 +248,11 @@ fn add(counter: &AtomicU64, more: u64) {
 }
 
 /// Uses the CPU for so long: what a program would do with a datagram.
-#[inline]
+#[inline(never)]
 fn work(time: Duration) {
-    if !time.is_zero() {
-        let end = cpu_time(ClockId::ThreadCPUTime) + time;
-        while cpu_time(ClockId::ThreadCPUTime) < end {
-            std::hint::spin_loop();
-        }
+    let end = cpu_time(ClockId::ThreadCPUTime) + time;
+    while cpu_time(ClockId::ThreadCPUTime) < end {
+        std::hint::spin_loop();
     }
 }
 
