@@ -109,12 +109,12 @@ impl Head {
     }
 
     /// The lengths that were written: of the address, of the control messages, of the datagram.
+    #[inline]
     fn lengths(self, slice: &Slice) -> [usize; 3] {
         let head = slice.headroom(self.bytes());
-        [0, 4, 8].map(|at| {
-            let word = head.get(at..at + 4).and_then(|word| word.try_into().ok());
-            word.map_or(0, |word| u32::from_ne_bytes(word) as usize)
-        })
+        let Some(words) = head.first_chunk::<12>() else { return [0; 3] };
+        let (words, _) = words.as_chunks::<4>();
+        [0, 1, 2].map(|at| u32::from_ne_bytes(words[at]) as usize)
     }
 
     /// How long the datagram was before it was cut off.
