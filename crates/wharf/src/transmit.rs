@@ -151,9 +151,9 @@ impl<K, M> Start<'_, Stream<K, M>, M> {
 impl<K, M> Stream<K, M> {
     /// Sends a head, a part of a file, and a tail, as one operation, in turn with other sends. The
     /// packet is an [`Op::Transmit`](crate::Op::Transmit), and says how many bytes were sent, all
-    /// together. Nothing of the file is kept in the program's memory: the system passes its own pages
-    /// on, or it goes through a few buffers of the port's, which a peer that does not read does not
-    /// hold. What is changed in the file before the peer has it may arrive changed or not.
+    /// together. Nothing of the file is kept in the program's memory: the system passes its own
+    /// pages on, or it goes through a few buffers of the port's, which a peer that does not read
+    /// does not hold. What is changed in the file before the peer has it may arrive changed or not.
     ///
     /// # Errors
     ///

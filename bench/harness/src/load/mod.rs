@@ -50,7 +50,8 @@ pub struct Metered {
     pub seconds: f64,
     /// What the server has used.
     pub server: Usage,
-    /// CPU time of everybody but server and generator (with children that have ended), by the time that all CPUs had: from 0 to 1.
+    /// CPU time of everybody but server and generator (with children that have ended), by the time
+    /// that all CPUs had: from 0 to 1.
     pub others: Option<f64>,
 }
 

@@ -153,8 +153,8 @@ fn room(folder: &Path, bytes: u64) -> Result<(), Failure> {
     let free = found.blocks_available().saturating_mul(found.fragment_size());
     if free < bytes {
         return Err(Failure(format!(
-            "{} MiB are needed in {}, and {} are free; name another folder with TMPDIR, or a smaller \
-             file with --set copy.size=MIB",
+            "{} MiB are needed in {}, and {} are free; name another folder with TMPDIR, or a \
+             smaller file with --set copy.size=MIB",
             bytes / MIB,
             folder.display(),
             free / MIB

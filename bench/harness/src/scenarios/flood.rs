@@ -99,12 +99,13 @@ impl Scenario for Flood {
 
     fn definition(&self) -> &'static str {
         "
-One server, `wharf serve --tcp --udp`, and two CPUs. `rate` messages of 64 bytes are due every second
-at fixed times, in turn on all TCP connections, whatever the server does (an open loop); latencies
-count from then, and messages that are not answered at the end count with their age. A window has
-two halves on the same server, each with a warm-up and connections of its own: first nothing else
-comes (quiet), then `flood` datagrams a second do, each of which makes its handler use the CPU for
-`work` microseconds and is echoed too. `by quiet` is the p99 of the second half by that of the first.
+One server, `wharf serve --tcp --udp`, and two CPUs. `rate` messages of 64 bytes are due every
+second at fixed times, in turn on all TCP connections, whatever the server does (an open loop);
+latencies count from then, and messages that are not answered at the end count with their age. A
+window has two halves on the same server, each with a warm-up and connections of its own: first
+nothing else comes (quiet), then `flood` datagrams a second do, each of which makes its handler
+use the CPU for `work` microseconds and is echoed too. `by quiet` is the p99 of the second half by
+that of the first.
 
 40,000 times 50 us is what two CPUs can do and one cannot: those that do not fit into the socket's
 buffer (the system's default size) are thrown away by the system. `datagrams/s` were handled.

@@ -95,17 +95,18 @@ impl Scenario for Files {
     fn definition(&self) -> &'static str {
         "
 wrk of Debian (apt-get install wrk) asks for a file of `size` bytes over HTTP/1.1 on `connections`
-connections that are kept, the next time when the answer is complete (a closed loop). The file lies in
-the folder for temporary files and in the page cache. wharf is `wharf serve --files`; nginx is
-Debian's (apt-get install nginx-light), with a worker for each CPU and what its documentation advises:
-see bench/rivals/nginx. Server and wrk share the CPUs, and wrk has a thread for each.
+connections that are kept, the next time when the answer is complete (a closed loop). The file
+lies in the folder for temporary files and in the page cache. wharf is `wharf serve --files`;
+nginx is Debian's (apt-get install nginx-light), with a worker for each CPU and what its
+documentation advises: see bench/rivals/nginx. Server and wrk share the CPUs, and wrk has a thread
+for each.
 
-One operation is an answer, head and body. What wrk had received of answers at its end that were not
-complete counts as the part of an operation that it is: operations are bytes received by the bytes of
-an answer. CPU time is that of all the server's processes, from before wrk begins to connect until it
-has ended; there is a shorter run of wrk before, which is not counted. Latencies are as wrk reports
-them. It must not report an error, and every 50 ms another connection fetches the file, before and
-after too, and compares all of it."
+One operation is an answer, head and body. What wrk had received of answers at its end that were
+not complete counts as the part of an operation that it is: operations are bytes received by the
+bytes of an answer. CPU time is that of all the server's processes, from before wrk begins to
+connect until it has ended; there is a shorter run of wrk before, which is not counted. Latencies
+are as wrk reports them. It must not report an error, and every 50 ms another connection fetches
+the file, before and after too, and compares all of it."
     }
 
     fn service(&self) -> &'static str {

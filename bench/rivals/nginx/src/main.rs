@@ -1,6 +1,6 @@
 //! Becomes Debian's nginx, which serves the files of a folder with one worker for each thread that
-//! is asked for. Its own documentation's tuning: `sendfile` and `tcp_nopush`, a listening socket for
-//! each worker (`reuseport`), no access log, and connections that are kept.
+//! is asked for. Its own documentation's tuning: `sendfile` and `tcp_nopush`, a listening socket
+//! for each worker (`reuseport`), no access log, and connections that are kept.
 
 #![forbid(unsafe_code)]
 
