@@ -22,15 +22,8 @@
 //!
 //! `wharf bench datagrams` compares them, also with the servers of others.
 
-#[cfg(target_os = "linux")]
 mod servers;
 
-#[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
     servers::main()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn main() {
-    eprintln!("wharf::rio is not there for this system yet");
 }

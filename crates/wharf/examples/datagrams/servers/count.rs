@@ -11,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Socket, Type};
 
 // ---- Tuning -------------------------------------------------------------------------------------
@@ -172,7 +171,7 @@ impl Counter {
             notifications: sum(|shard| &shard.notifications),
             twice: sum(|shard| &shard.twice),
         };
-        Reading { at: Instant::now(), cpu: cpu_time(ClockId::ProcessCPUTime), counts }
+        Reading { at: Instant::now(), cpu: cpu_time(Whose::Process), counts }
     }
 
     /// The first datagram, or a signal. Returns whether to go on.
@@ -250,14 +249,54 @@ fn add(counter: &AtomicU64, more: u64) {
 /// Uses the CPU for so long: what a program would do with a datagram.
 #[inline(never)]
 fn work(time: Duration) {
-    let end = cpu_time(ClockId::ThreadCPUTime) + time;
-    while cpu_time(ClockId::ThreadCPUTime) < end {
+    let end = cpu_time(Whose::Thread) + time;
+    while cpu_time(Whose::Thread) < end {
         std::hint::spin_loop();
     }
 }
 
-fn cpu_time(clock: ClockId) -> Duration {
+/// Whose CPU time.
+#[derive(Clone, Copy, Debug)]
+enum Whose {
+    Process,
+    Thread,
+}
+
+#[cfg(unix)]
+fn cpu_time(whose: Whose) -> Duration {
+    use rustix::time::{ClockId, clock_gettime};
+    let clock = match whose {
+        Whose::Process => ClockId::ProcessCPUTime,
+        Whose::Thread => ClockId::ThreadCPUTime,
+    };
     clock_gettime(clock).try_into().unwrap_or_default()
+}
+
+/// As Windows counts it: by its ticks, so that a thread may work for longer than it should.
+#[cfg(windows)]
+fn cpu_time(whose: Whose) -> Duration {
+    use windows_sys::Win32::{
+        Foundation::FILETIME,
+        System::Threading::{GetCurrentProcess, GetCurrentThread, GetProcessTimes, GetThreadTimes},
+    };
+    let [mut begun, mut ended, mut kernel, mut user] = [FILETIME::default(); 4];
+    let [begun, ended] = [&raw mut begun, &raw mut ended];
+    // SAFETY: handles of our own, and the times live across the calls.
+    unsafe {
+        match whose {
+            Whose::Process => {
+                let own = GetCurrentProcess();
+                GetProcessTimes(own, begun, ended, &raw mut kernel, &raw mut user)
+            }
+            Whose::Thread => {
+                let own = GetCurrentThread();
+                GetThreadTimes(own, begun, ended, &raw mut kernel, &raw mut user)
+            }
+        }
+    };
+    let ticks =
+        |time: FILETIME| u64::from(time.dwHighDateTime) << 32 | u64::from(time.dwLowDateTime);
+    Duration::from_nanos(100 * (ticks(kernel) + ticks(user)))
 }
 
 impl Counts {

@@ -9,9 +9,14 @@ mod rio_polled;
 mod rio_port;
 mod rio_port_many;
 
-use std::{net::SocketAddr, process::ExitCode, time::Duration};
+use std::{
+    net::{SocketAddr, UdpSocket},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Parser, ValueEnum};
+use socket2::SockRef;
 
 pub(crate) fn main() -> ExitCode {
     match serve(&Arguments::parse()) {
@@ -74,7 +79,7 @@ fn serve(arguments: &Arguments) -> wharf::Result<()> {
         work: Duration::from_micros(arguments.work),
         numbers: arguments.numbers,
     });
-    let socket = count::bind(arguments.listen)?;
+    let socket = bind(arguments.listen)?;
     println!("listening udp {}", socket.local_addr()?);
     match arguments.design {
         Design::RioPolled => rio_polled::serve(socket, &counter)?,
@@ -91,4 +96,14 @@ fn serve(arguments: &Arguments) -> wharf::Result<()> {
         println!("{report}")
     }
     Ok(())
+}
+
+/// On Windows, Registered I/O wants sockets of its own.
+fn bind(address: SocketAddr) -> wharf::Result<UdpSocket> {
+    if cfg!(not(windows)) {
+        return Ok(count::bind(address)?);
+    }
+    let socket = wharf::rio::bind_udp(address)?;
+    SockRef::from(&socket).set_recv_buffer_size(count::RECEIVE_BUFFER)?;
+    Ok(socket)
 }

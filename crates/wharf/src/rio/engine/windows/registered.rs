@@ -258,6 +258,15 @@ impl Registered {
     }
 }
 
+impl Drop for Registered {
+    fn drop(&mut self) {
+        // What the system has not given back it may still write to.
+        if !self.pending.is_empty() {
+            std::mem::forget(std::mem::take(&mut self.pending));
+        }
+    }
+}
+
 impl Lines {
     /// A request is over.
     pub(super) fn over(&mut self, direction: Direction) {

@@ -350,6 +350,8 @@ unsafe extern "system" fn close_queue(id: ws::RIO_CQ) {
     let mut world = lock(world());
     let queue = id as usize - 1;
     world.queues.remove(queue);
+    let mut closed = world.lines.iter().filter(|(_, lines)| lines.queue == queue);
+    assert!(closed.all(|(_, lines)| lines.now == [0; 2]), "what completes now is dropped");
     world.lines.retain(|_, lines| lines.queue != queue);
 }
 
