@@ -49,6 +49,9 @@ const BATCH: u32 = 128;
 /// The same while handlers block: should the next one do, what waits would wait with it.
 const ALERT_BATCH: u32 = 8;
 
+/// After so many packets in a row the watch is told that the worker gets on.
+const SEEN_AFTER: u32 = 16;
+
 /// Where workers wait, and what they have to take.
 #[derive(Debug)]
 pub(super) struct Dispatch {
@@ -83,7 +86,7 @@ impl Dispatch {
         let dispatch = Self {
             counters: lanes.iter().map(|_| Counters::default()).collect(),
             schedule: Schedule::new(lanes.len()),
-            watch: Watch::new(lanes.len()),
+            watch: Watch::new(lanes.len(), setup.watch),
             lanes,
             queue: Mutex::new(VecDeque::new()),
             queued: AtomicUsize::new(0),
@@ -363,8 +366,12 @@ impl Shared {
                 }
             }
             let batch = if self.dispatch.watch.alert() { ALERT_BATCH } else { BATCH };
-            if PACKETS.with(Cell::get) >= batch {
+            let packets = PACKETS.with(Cell::get);
+            if packets >= batch {
                 self.submit(lane);
+            }
+            if packets % SEEN_AFTER == SEEN_AFTER - 1 {
+                self.dispatch.watch.gets_on(self, lane);
             }
             if self.take(lane, taking)
                 || (self.dispatch.lanes[lane].unsubmitted() == 0 && self.steal(lane, taking))
@@ -487,9 +494,13 @@ impl Shared {
 
     fn take_seat(&self, worker: &Arc<Worker>, polling: bool, deadline: Option<Instant>) -> Seat {
         match self.dispatch.schedule.acquire(worker, !polling) {
-            Acquired::Lane(lane) => Seat::Lane(lane),
+            Acquired::Lane(lane) => {
+                self.dispatch.watch.rouse(self);
+                Seat::Lane(lane)
+            }
             Acquired::Displaced(lane) => {
                 self.evict(lane, worker);
+                self.dispatch.watch.rouse(self);
                 Seat::Lane(lane)
             }
             Acquired::Refused => {
@@ -522,12 +533,16 @@ impl Shared {
                 return Seat::Again;
             }
             let watching = self.setup.watch && self.dispatch.schedule.on_watch(worker);
-            let tick = if watching { self.dispatch.watch.tick(self) } else { None };
-            match worker.park(earlier(left, tick)) {
+            let parked = if watching {
+                self.dispatch.watch.keep(self, worker, left)
+            } else {
+                worker.park(left)
+            };
+            match parked {
                 Parked::Lane => return Seat::Again,
                 Parked::Watch => {}
                 Parked::TimedOut => {
-                    if tick.is_some() && self.dispatch.watch.look(self, Some(worker)) {
+                    if watching && self.dispatch.watch.look(self, Some(worker)) {
                         return Seat::Again;
                     }
                 }
@@ -574,6 +589,7 @@ impl Shared {
             // They have done their work, and must not look like packets that wait.
             self.dispatch.lanes[lane].clear_wakes();
             self.dispatch.watch.rouse(self);
+            self.dispatch.watch.gets_on(self, lane);
         }
         if watching {
             self.dispatch.watch.was_busy();

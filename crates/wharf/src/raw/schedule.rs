@@ -21,8 +21,11 @@ use std::{
     time::Duration,
 };
 
-use crate::sync::{
-    AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, fence, pause,
+use crate::{
+    sync::{
+        AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, fence, pause,
+    },
+    sys::Bell,
 };
 
 /// Names a worker within its process. Never 0.
@@ -64,8 +67,16 @@ pub(crate) struct Worker {
     lane: AtomicUsize,
     /// When it began to wait, counted in waits of the whole port; 0 while it does not wait.
     since: AtomicU64,
-    signal: Mutex<Signal>,
+    mailbox: Mutex<Mailbox>,
     wake: Condvar,
+}
+
+/// What a parked worker is told.
+#[derive(Debug)]
+struct Mailbox {
+    signal: Signal,
+    /// It listens for the alarm, and this wakes it.
+    bell: Option<Arc<Bell>>,
 }
 
 /// Why a parked worker is woken.
@@ -93,7 +104,7 @@ impl Worker {
             thread,
             lane: AtomicUsize::new(0),
             since: AtomicU64::new(0),
-            signal: Mutex::new(Signal::None),
+            mailbox: Mutex::new(Mailbox { signal: Signal::None, bell: None }),
             wake: Condvar::new(),
         })
     }
@@ -108,39 +119,69 @@ impl Worker {
         self.lane.load(Ordering::Acquire).checked_sub(1)
     }
 
-    fn signal(&self) -> MutexGuard<'_, Signal> {
-        self.signal.lock().unwrap_or_else(PoisonError::into_inner)
+    fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
+        self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn notify(&self, signal: Signal) {
-        let mut current = self.signal();
-        if *current != Signal::Lane {
-            *current = signal;
+        let mut mailbox = self.mailbox();
+        if mailbox.signal != Signal::Lane {
+            mailbox.signal = signal;
         }
-        drop(current);
-        self.wake.notify_one();
+        match &mailbox.bell {
+            Some(bell) => {
+                bell.ring();
+            }
+            None => {
+                drop(mailbox);
+                self.wake.notify_one();
+            }
+        }
+    }
+
+    /// Sleeps like [`Self::park`], but for the alarm: in `listen`, which the bell ends, and which
+    /// says whether the alarm has gone off.
+    pub(crate) fn park_listening(
+        &self,
+        bell: &Arc<Bell>,
+        listen: impl FnOnce() -> bool,
+    ) -> Parked {
+        let mut mailbox = self.mailbox();
+        let mut off = false;
+        if mailbox.signal == Signal::None {
+            mailbox.bell = Some(bell.clone());
+            drop(mailbox);
+            off = listen();
+            mailbox = self.mailbox();
+            mailbox.bell = None;
+        }
+        match std::mem::replace(&mut mailbox.signal, Signal::None) {
+            Signal::Lane => Parked::Lane,
+            Signal::None if off => Parked::TimedOut,
+            Signal::Watch | Signal::None => Parked::Watch,
+        }
     }
 
     /// Sleeps until it is given a lane or the watch, or the time is over.
     pub(crate) fn park(&self, timeout: Option<Duration>) -> Parked {
-        let mut signal = self.signal();
+        let mut mailbox = self.mailbox();
         loop {
-            match std::mem::replace(&mut *signal, Signal::None) {
+            match std::mem::replace(&mut mailbox.signal, Signal::None) {
                 Signal::Lane => return Parked::Lane,
                 Signal::Watch => return Parked::Watch,
                 Signal::None => {}
             }
             match timeout {
                 None => {
-                    signal = self.wake.wait(signal).unwrap_or_else(PoisonError::into_inner);
+                    mailbox = self.wake.wait(mailbox).unwrap_or_else(PoisonError::into_inner);
                 }
                 Some(timeout) => {
                     let (guard, result) = self
                         .wake
-                        .wait_timeout(signal, timeout)
+                        .wait_timeout(mailbox, timeout)
                         .unwrap_or_else(PoisonError::into_inner);
-                    signal = guard;
-                    if result.timed_out() && *signal == Signal::None {
+                    mailbox = guard;
+                    if result.timed_out() && mailbox.signal == Signal::None {
                         return Parked::TimedOut;
                     }
                 }

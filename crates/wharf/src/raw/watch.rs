@@ -6,7 +6,10 @@
 //! keeps it, but has its submissions made for it, and idle workers take its completions.
 //!
 //! The pace is slow until a block is seen, fast while blocks keep coming, and nothing at all once
-//! no worker has run for a while.
+//! no worker has run for a while. While it is slow, workers that get on put the next look off: each
+//! says when it last came back from the kernel, and a look is due only so long after the earliest of
+//! them. Waking somebody to look costs several times as much, so nobody is woken as long as all get
+//! on.
 
 use std::{
     collections::HashMap,
@@ -20,9 +23,9 @@ use std::{
 
 use super::{
     port::Shared,
-    schedule::{Hold, Worker},
+    schedule::{Hold, Parked, Worker},
 };
-use crate::sync::lock;
+use crate::{sync::lock, sys::Alarm};
 
 /// A first block is noticed within a millisecond. A look costs a few microseconds, a good part of
 /// them for being woken: 1 % of a processor at this pace, while workers run.
@@ -30,8 +33,12 @@ const SLOW: Duration = Duration::from_micros(900);
 const FAST: Duration = Duration::from_micros(50);
 /// How long after a block the watch stays fast.
 const ALERT: Duration = Duration::from_millis(30);
-/// Looks at a port of which no worker runs, after which the watch sleeps until one does.
-const IDLE_LOOKS: u32 = 25;
+/// A look that is due within this time is put off by a worker that gets on, and one that would be
+/// put off by less is not: each time costs a system call, and on a virtual machine more than that.
+const MARGIN: Duration = Duration::from_micros(300);
+/// Looks at a port of which no worker runs, after which the watch sleeps until one does. To rouse
+/// it costs about as much as a look.
+const IDLE_LOOKS: u32 = 2;
 /// How many packets must wait in a lane that gets on before an idle worker is woken to help.
 const HELP_FROM: u32 = 8;
 
@@ -42,8 +49,17 @@ pub(crate) struct Watch {
     noticed: AtomicU64,
     /// Looks in a row that found no worker running.
     idle_looks: AtomicU32,
+    /// None: the watching worker wakes at every look, as it does while blocks keep coming.
+    alarm: Option<Alarm>,
+    /// When each lane's holder was last seen to get on, by the alarm's clock.
+    seen: Vec<Seen>,
     state: Mutex<State>,
 }
+
+/// On a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Seen(AtomicU64);
 
 #[derive(Debug)]
 struct State {
@@ -62,8 +78,14 @@ enum Doing {
 }
 
 impl Watch {
-    pub(crate) fn new(lanes: usize) -> Self {
+    pub(crate) fn new(lanes: usize, on: bool) -> Self {
+        let alarm = on.then(Alarm::new).transpose().unwrap_or_else(|error| {
+            log::warn!("no timer: the watch wakes more often than it has to: {error}");
+            None
+        });
         Self {
+            alarm,
+            seen: (0..lanes).map(|_| Seen::default()).collect(),
             asleep: AtomicBool::new(false),
             alert: AtomicBool::new(false),
             noticed: AtomicU64::new(0),
@@ -92,7 +114,7 @@ impl Watch {
     }
 
     /// How long the watching worker sleeps before its next look. None: until it is roused.
-    pub(crate) fn tick(&self, port: &Shared) -> Option<Duration> {
+    fn tick(&self, port: &Shared) -> Option<Duration> {
         if self.idle_looks.load(Ordering::Relaxed) >= IDLE_LOOKS {
             self.asleep.store(true, Ordering::SeqCst);
             // A worker that begins to run now either sees that we sleep or is seen here.
@@ -122,8 +144,74 @@ impl Watch {
     pub(crate) fn rouse(&self, port: &Shared) {
         if self.asleep.load(Ordering::SeqCst) && self.asleep.swap(false, Ordering::SeqCst) {
             self.idle_looks.store(0, Ordering::Relaxed);
+            if let Some(alarm) = &self.alarm {
+                alarm.set(SLOW);
+                if alarm.is_heard() {
+                    return;
+                }
+            }
             port.dispatch.schedule.call_watch();
         }
+    }
+
+    /// A lane's holder gets on: it comes back from the kernel, or has taken some packets. Where all
+    /// who run do, the next look is put off.
+    #[inline]
+    pub(crate) fn gets_on(&self, port: &Shared, lane: usize) {
+        if let Some(alarm) = &self.alarm
+            && let Some(due) = alarm.due()
+        {
+            let now = alarm.now();
+            self.seen[lane].0.store(now, Ordering::Relaxed);
+            if due < now + nanos(MARGIN) {
+                self.put_off(port, lane, alarm, due, now);
+            }
+        }
+    }
+
+    fn put_off(&self, port: &Shared, lane: usize, alarm: &Alarm, due: u64, now: u64) {
+        let mut oldest = now;
+        let mut help = false;
+        for (number, ring) in port.lanes().iter().enumerate() {
+            match port.dispatch.schedule.hold(number) {
+                // Somebody has to look into it.
+                Hold::Free => return,
+                // Should it run and block, it does so after this.
+                Hold::Idle(_) => {}
+                Hold::Running(_) => {
+                    if number != lane {
+                        oldest = oldest.min(self.seen[number].0.load(Ordering::Relaxed));
+                    }
+                    help |= ring.ready() >= HELP_FROM;
+                }
+            }
+        }
+        if let Some(later) = later(due, oldest)
+            && alarm.put_off(due, later)
+            && help
+        {
+            port.release_newest();
+        }
+    }
+
+    /// Sleeps as the worker who keeps watch: until the next look is due (`TimedOut`), or it is
+    /// given something else to do, or the time is over.
+    pub(crate) fn keep(&self, port: &Shared, worker: &Worker, left: Option<Duration>) -> Parked {
+        let tick = self.tick(port);
+        if let Some(alarm) = &self.alarm
+            && tick != Some(FAST)
+        {
+            if let Some(ear) = alarm.listen() {
+                if tick.is_some() && !alarm.is_set() {
+                    alarm.set(SLOW);
+                }
+                return worker.park_listening(ear.bell(), || ear.wait(left));
+            }
+            // One who kept watch before still listens, and is to stop.
+            alarm.ring();
+        }
+        let tick = tick.unwrap_or(SLOW);
+        worker.park(Some(left.map_or(tick, |left| left.min(tick))))
     }
 
     /// Looks at every running lane. `watcher`, a worker without a lane that looks, takes the first
@@ -194,6 +282,18 @@ impl Watch {
     }
 }
 
+/// Until when a look may be put off that is due at `due`, if those who run have been seen to get on
+/// at `oldest` or later. None: it is not worth while.
+fn later(due: u64, oldest: u64) -> Option<u64> {
+    let later = oldest + nanos(SLOW);
+    (later >= due + nanos(MARGIN)).then_some(later)
+}
+
+const fn nanos(time: Duration) -> u64 {
+    // They are all below a millisecond.
+    time.subsec_nanos() as u64
+}
+
 impl State {
     /// Whether a thread runs (or could) or sleeps. Where the system does not tell, it runs.
     fn doing(&mut self, thread: i32) -> Doing {
@@ -213,5 +313,69 @@ impl State {
             Some(b'S' | b'D') => Doing::Sleeps,
             _ => Doing::Runs,
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A lane of the model: since when its holder runs without having been seen to get on.
+    #[derive(Clone, Copy, Debug)]
+    struct Lane {
+        runs: bool,
+        seen: u64,
+    }
+
+    proptest! {
+        /// Would catch: a look that is put off because one worker gets on, while another does not;
+        /// a margin that is added where it must not be.
+        #[test]
+        fn a_look_is_never_later_than_the_first_block_may_wait(
+            steps in prop::collection::vec((0usize..3, 0u64..400_000, any::<bool>()), 1..200),
+        ) {
+            let mut lanes = [Lane { runs: true, seen: 0 }; 3];
+            let (mut now, mut due) = (0, nanos(SLOW));
+            for (number, pause, runs) in steps {
+                now += pause;
+                while due <= now {
+                    // A look finds who is blocked by then.
+                    for lane in &mut lanes {
+                        lane.seen = lane.seen.max(due);
+                    }
+                    due += nanos(SLOW);
+                }
+                // It comes back from the kernel, and waits there again or not.
+                lanes[number] = Lane { runs: true, seen: now };
+                let others = lanes.iter().filter(|lane| lane.runs).map(|lane| lane.seen);
+                if due < now + nanos(MARGIN)
+                    && let Some(later) = later(due, others.min().unwrap_or(now))
+                {
+                    prop_assert!(later > due);
+                    due = later;
+                }
+                for lane in lanes.iter().filter(|lane| lane.runs) {
+                    prop_assert!(due <= lane.seen + nanos(SLOW));
+                }
+                lanes[number].runs = runs;
+            }
+        }
+    }
+
+    /// Would catch: a watch that wakes somebody a thousand times a second for nothing.
+    #[test]
+    fn nobody_is_woken_to_look_while_a_worker_gets_on() {
+        let mut due = nanos(SLOW);
+        let mut put_off = 0;
+        for now in (0..1_000_000_000).step_by(250_000) {
+            assert!(now < due);
+            if due < now + nanos(MARGIN) {
+                due = later(due, now).expect("it gets on");
+                put_off += 1;
+            }
+        }
+        assert!(put_off < 1_400, "{put_off} system calls in a second");
     }
 }

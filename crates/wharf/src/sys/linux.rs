@@ -1,7 +1,10 @@
 //! The drivers of Linux behind one type.
 
+mod alarm;
+
 use std::{io, sync::Arc, time::Duration};
 
+pub(crate) use self::alarm::{Alarm, Bell};
 pub(crate) use super::uring::{Provided, is_transient, probe::probe, refusal};
 use super::{
     Event, Kind, OwnedDescriptor, Popped, Step, epoll, pool::Pool, transmit::Chunks, udp, uring,

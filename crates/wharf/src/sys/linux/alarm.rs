@@ -1,0 +1,178 @@
+//! An alarm that one thread listens for and any thread may put off.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// A timer, and a bell that wakes whoever listens before it goes off.
+#[derive(Debug)]
+pub(crate) struct Alarm {
+    timer: OwnedFd,
+    bell: Arc<Bell>,
+    /// When it goes off, by its own clock. 0: it is not set.
+    due: AtomicU64,
+    heard: AtomicBool,
+    epoch: Instant,
+}
+
+impl Alarm {
+    pub(crate) fn new() -> io::Result<Self> {
+        let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
+        // SAFETY: takes no pointers.
+        let timer = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, flags) };
+        if timer < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+            timer: unsafe { OwnedFd::from_raw_fd(timer) },
+            bell: Arc::new(Bell::new()?),
+            due: AtomicU64::new(0),
+            heard: AtomicBool::new(false),
+            epoch: Instant::now(),
+        })
+    }
+
+    /// The time by its clock, in nanoseconds.
+    pub(crate) fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// When it goes off. None: it is not set, or nobody would hear it.
+    #[inline]
+    pub(crate) fn due(&self) -> Option<u64> {
+        let due = self.due.load(Ordering::Relaxed);
+        (due != 0 && self.is_heard()).then_some(due)
+    }
+
+    pub(crate) fn is_heard(&self) -> bool {
+        self.heard.load(Ordering::SeqCst)
+    }
+
+    /// Sets it.
+    pub(crate) fn set(&self, after: Duration) {
+        let after = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX).max(1);
+        self.due.store(self.now().saturating_add(after), Ordering::SeqCst);
+        self.start(after);
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.due.load(Ordering::SeqCst) != 0
+    }
+
+    /// Lets it go off later than `due`. False: somebody else has changed that meanwhile.
+    ///
+    /// Whoever is late with the system call can only make it go off earlier than the others know.
+    pub(crate) fn put_off(&self, due: u64, later: u64) -> bool {
+        let order = Ordering::SeqCst;
+        let first = self.due.compare_exchange(due, later, order, order).is_ok();
+        if first {
+            self.start(later.saturating_sub(self.now()).max(1));
+        }
+        first
+    }
+
+    fn start(&self, after: u64) {
+        let none = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let after = Duration::from_nanos(after);
+        let value = libc::timespec {
+            tv_sec: libc::time_t::try_from(after.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: after.subsec_nanos().into(),
+        };
+        let time = libc::itimerspec { it_interval: none, it_value: value };
+        // SAFETY: the time lives across the call, and the former one is not asked for.
+        let set = unsafe {
+            libc::timerfd_settime(self.timer.as_raw_fd(), 0, &raw const time, std::ptr::null_mut())
+        };
+        debug_assert_eq!(set, 0, "{}", io::Error::last_os_error());
+    }
+
+    /// Listens for it, unless somebody does.
+    pub(crate) fn listen(&self) -> Option<Ear<'_>> {
+        (!self.heard.swap(true, Ordering::SeqCst)).then(|| Ear(self))
+    }
+
+    /// Wakes whoever listens.
+    pub(crate) fn ring(&self) {
+        self.bell.ring();
+    }
+}
+
+/// Wakes whoever listens, or comes to listen.
+#[derive(Debug)]
+pub(crate) struct Bell(OwnedFd);
+
+impl Bell {
+    fn new() -> io::Result<Self> {
+        // SAFETY: takes no pointers.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    pub(crate) fn ring(&self) {
+        let one = 1u64;
+        // It fails only if it has rung 2⁶⁴ times and nobody has listened.
+        // SAFETY: eight bytes are read from a number that lives across the call.
+        unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
+    }
+
+    fn silence(&self) {
+        let mut times = 0u64;
+        // SAFETY: eight bytes are written to a number that lives across the call.
+        unsafe { libc::read(self.0.as_raw_fd(), (&raw mut times).cast(), 8) };
+    }
+}
+
+/// The right to listen.
+pub(crate) struct Ear<'a>(&'a Alarm);
+
+impl Ear<'_> {
+    pub(crate) fn bell(&self) -> &Arc<Bell> {
+        &self.0.bell
+    }
+
+    /// Sleeps until the alarm goes off, the bell rings, or the time is over. True: the alarm has
+    /// gone off, and is not set any more.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) -> bool {
+        let poll = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let mut both = [poll(self.0.timer.as_raw_fd()), poll(self.0.bell.0.as_raw_fd())];
+        let timeout = timeout.map(|timeout| libc::timespec {
+            tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        });
+        let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: the two structures and the time live across the call.
+        unsafe { libc::ppoll(both.as_mut_ptr(), 2, timeout, std::ptr::null()) };
+        if both[1].revents != 0 {
+            self.0.bell.silence();
+        }
+        if both[0].revents == 0 {
+            return false;
+        }
+        let mut times = 0u64;
+        // SAFETY: eight bytes are written to a number that lives across the call.
+        let read = unsafe { libc::read(both[0].fd, (&raw mut times).cast(), 8) };
+        // It may have been put off at the last moment.
+        let off = read == 8;
+        if off {
+            self.0.due.store(0, Ordering::SeqCst);
+        }
+        off
+    }
+}
+
+impl Drop for Ear<'_> {
+    fn drop(&mut self) {
+        self.0.heard.store(false, Ordering::SeqCst);
+    }
+}
