@@ -3,15 +3,15 @@
 //! A block is the operation's header followed by all that it needs: its handle, its buffers, its
 //! user's context. From `launch` until its last completion it belongs to the port, and no handle,
 //! packet or user can name it. Only then is it taken apart: the buffers and the context go into
-//! the packet, and the block goes back to its handle for the next operation, so that in the
+//! the packet, and the block goes back to its port for the next operation, so that in the
 //! steady state nothing is allocated.
 
 use std::{
     net::Shutdown,
     ptr,
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicPtr, AtomicU64, Ordering},
+        Arc,
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -112,26 +112,9 @@ pub(crate) struct HandleShared<K: 'static, M: 'static> {
     pub(crate) raw: raw::Handle,
     pub(crate) key: K,
     pub(crate) port: Arc<PortShared<K, M>>,
-    /// The idle block that was used last: enough for a connection with one operation at a time.
-    last: AtomicPtr<Block<K, M>>,
-    /// Other idle blocks, linked through their headers.
-    spare: Mutex<Spare<K, M>>,
     /// Its place among the port's handles.
     slot: usize,
 }
-
-#[derive(Debug)]
-struct Spare<K: 'static, M: 'static> {
-    first: *mut Block<K, M>,
-    length: u32,
-}
-
-// SAFETY: the blocks in the list are idle and owned by it.
-unsafe impl<K: Send + Sync, M: Send> Send for Spare<K, M> {}
-
-/// How many idle blocks a handle keeps. More operations than this in flight at once on one
-/// connection allocate.
-const SPARE_BLOCKS: u32 = 64;
 
 /// How many blocks this process has made.
 static BLOCKS: AtomicU64 = AtomicU64::new(1);
@@ -148,6 +131,12 @@ pub struct OpId {
 pub(crate) enum Launched<M> {
     Pending(OpId),
     Completed { payload: Payload, bytes: usize, context: Option<M> },
+}
+
+/// What was in a block.
+struct Landed<M> {
+    payload: Payload,
+    context: Option<M>,
 }
 
 /// What an operation may be given beside its request.
@@ -179,33 +168,20 @@ impl<K, M> HandleShared<K, M> {
             .raw
             .associate_if(descriptor.into(), slot, will_do)
             .map_err(|refused| Refused { error: refused.error, value: D::back(refused.value) })?;
-        let spare = Spare { first: ptr::null_mut(), length: 0 };
-        let last = AtomicPtr::new(ptr::null_mut());
-        let handle =
-            Arc::new(Self { raw, key, port: port.clone(), last, spare: Mutex::new(spare), slot });
+        let handle = Arc::new(Self { raw, key, port: port.clone(), slot });
         entry.insert(Arc::downgrade(&handle));
         Ok(handle)
     }
 
     /// Starts an operation. Refused, its payload comes back.
+    #[inline]
     pub(crate) fn launch(
         self: &Arc<Self>,
         payload: Payload,
         extras: Extras<M>,
     ) -> Result<OpId, Refused<Payload>> {
-        match self.begin(self.take_block(), payload, extras, false)? {
-            Launched::Pending(id) => Ok(id),
-            Launched::Completed { .. } => unreachable!("completed without an attempt"),
-        }
-    }
-
-    /// Completes an operation at once if it can be done without waiting, or starts it.
-    pub(crate) fn launch_or_complete(
-        self: &Arc<Self>,
-        payload: Payload,
-        extras: Extras<M>,
-    ) -> Result<Launched<M>, Refused<Payload>> {
-        self.begin(self.take_block(), payload, extras, true)
+        let block = self.port.take_block();
+        self.start(block, payload, extras)
     }
 
     /// Starts to send a datagram.
@@ -216,110 +192,98 @@ impl<K, M> HandleShared<K, M> {
         extras: Extras<M>,
     ) -> Result<OpId, Refused<Payload>> {
         let payload = Payload::Udp(udp::Work::Send(buf));
-        let block = self.take_block();
-        // SAFETY: an idle block out of the list is ours alone.
+        let block = self.port.take_block();
+        // SAFETY: an idle block of the port's is ours alone.
         let datagram = unsafe { (*block).datagram.get_or_insert_default() };
         if let Err(error) = datagram.address_to(&self.raw, envelope) {
-            self.put_block(block);
+            // SAFETY: it was taken above, and has not been started.
+            unsafe { self.port.put_block(block) };
             return Err(Refused { error, value: payload });
         }
-        match self.begin(block, payload, extras, false)? {
-            Launched::Pending(id) => Ok(id),
-            Launched::Completed { .. } => unreachable!("completed without an attempt"),
+        self.start(block, payload, extras)
+    }
+
+    /// Completes an operation at once if it can be done without waiting, or starts it.
+    pub(crate) fn launch_or_complete(
+        self: &Arc<Self>,
+        payload: Payload,
+        extras: Extras<M>,
+    ) -> Result<Launched<M>, Refused<Payload>> {
+        let block = self.port.take_block();
+        // SAFETY: an idle block of the port's is ours alone.
+        let id = unsafe { (*block).fill(payload, extras.context) };
+        // SAFETY: the block is filled, and ours alone.
+        match unsafe { self.fly(block, extras.deadline, extras.silent, true) } {
+            Ok(Started::Pending) => Ok(Launched::Pending(id)),
+            Ok(Started::Completed(bytes)) => {
+                // SAFETY: it is not in flight, so the block is ours alone again.
+                let mut landed = unsafe { self.land(block) };
+                // SAFETY: the kernel has written that many bytes from the room's start.
+                unsafe { landed.payload.settle(bytes, 0) };
+                let Landed { payload, context } = landed;
+                Ok(Launched::Completed { payload, bytes, context })
+            }
+            // SAFETY: it is not in flight, so the block is ours alone again.
+            Err(error) => Err(Refused { error, value: unsafe { self.land(block) }.payload }),
         }
     }
 
     /// `block` is idle, and ours alone.
-    fn begin(
+    #[inline]
+    fn start(
         self: &Arc<Self>,
         block: *mut Block<K, M>,
         payload: Payload,
         extras: Extras<M>,
+    ) -> Result<OpId, Refused<Payload>> {
+        // SAFETY: the block is ours alone.
+        let id = unsafe { (*block).fill(payload, extras.context) };
+        // SAFETY: the block is filled, and ours alone.
+        match unsafe { self.fly(block, extras.deadline, extras.silent, false) } {
+            Ok(_) => Ok(id),
+            // SAFETY: it is not in flight, so the block is ours alone again.
+            Err(error) => Err(Refused { error, value: unsafe { self.land(block) }.payload }),
+        }
+    }
+
+    /// Starts the operation of a block.
+    ///
+    /// # Safety
+    ///
+    /// The block is filled, idle, and the caller's alone; pending, it is so no more.
+    unsafe fn fly(
+        self: &Arc<Self>,
+        block: *mut Block<K, M>,
+        deadline: Option<Duration>,
+        silent: bool,
         attempt: bool,
-    ) -> Result<Launched<M>, Refused<Payload>> {
-        // SAFETY: an idle block out of the list is ours alone.
+    ) -> Result<Started, Error> {
+        // SAFETY: the caller's promise.
         let fields = unsafe { &mut *block };
-        fields.payload = payload;
-        fields.context = extras.context;
-        fields.flight += 1;
-        let request = match fields.request(&self.raw) {
-            Ok(request) => request,
-            Err(error) => return Err(self.refuse(block, error)),
-        };
-        fields.operation.prepare(request, extras.deadline, extras.silent);
+        let request = fields.request(&self.raw)?;
+        fields.operation.prepare(request, deadline, silent);
         fields.handle = Some(self.clone());
-        let id = OpId { address: block as usize, flight: fields.flight };
         // SAFETY: the block stays where it is, untouched, until its last completion; the buffers
         // that the request points into are in the block's payload, whose heap memory does not
         // move with it; and the block holds a reference to this handle.
-        let started = unsafe {
-            if attempt {
-                self.raw.start_or_complete(block.cast())
-            } else {
-                self.raw.start(block.cast()).map(|()| Started::Pending)
-            }
-        };
-        match started {
-            Ok(Started::Pending) => Ok(Launched::Pending(id)),
-            Ok(Started::Completed(bytes)) => {
-                // SAFETY: it is not in flight, so the block is ours alone again.
-                let fields = unsafe { &mut *block };
-                let mut payload = std::mem::replace(&mut fields.payload, Payload::Idle);
-                // SAFETY: the kernel has written that many bytes from the room's start.
-                unsafe { payload.settle(bytes, 0) };
-                let context = fields.context.take();
-                fields.handle = None;
-                self.put_block(block);
-                Ok(Launched::Completed { payload, bytes, context })
-            }
-            Err(error) => Err(self.refuse(block, error)),
-        }
+        unsafe { self.raw.begin(block.cast(), attempt) }
     }
 
-    fn refuse(&self, block: *mut Block<K, M>, error: Error) -> Refused<Payload> {
-        // SAFETY: the operation was not started, so the block is still ours alone.
+    /// Empties a block that is not in flight after all, and takes it back.
+    ///
+    /// # Safety
+    ///
+    /// It is idle, and the caller's alone.
+    #[cold]
+    unsafe fn land(&self, block: *mut Block<K, M>) -> Landed<M> {
+        // SAFETY: the caller's promise.
         let fields = unsafe { &mut *block };
-        let value = std::mem::replace(&mut fields.payload, Payload::Idle);
-        fields.context = None;
+        let payload = std::mem::replace(&mut fields.payload, Payload::Idle);
+        let context = fields.context.take();
         fields.handle = None;
-        self.put_block(block);
-        Refused { error, value }
-    }
-
-    fn take_block(&self) -> *mut Block<K, M> {
-        let last = self.last.swap(ptr::null_mut(), Ordering::Acquire);
-        if !last.is_null() {
-            return last;
-        }
-        let mut spare = lock(&self.spare);
-        let block = spare.first;
-        if block.is_null() {
-            drop(spare);
-            return Block::allocate();
-        }
-        // SAFETY: blocks in the list are idle and alive.
-        spare.first = unsafe { (*block).operation.next.cast() };
-        spare.length -= 1;
-        block
-    }
-
-    /// Takes an idle block back.
-    pub(crate) fn put_block(&self, block: *mut Block<K, M>) {
-        let block = self.last.swap(block, Ordering::AcqRel);
-        if block.is_null() {
-            return;
-        }
-        let mut spare = lock(&self.spare);
-        if spare.length >= SPARE_BLOCKS {
-            drop(spare);
-            // SAFETY: idle, out of every list, made by `allocate`.
-            drop(unsafe { Box::from_raw(block) });
-            return;
-        }
-        // SAFETY: idle and ours alone.
-        unsafe { (*block).operation.next = spare.first.cast() };
-        spare.first = block;
-        spare.length += 1;
+        // SAFETY: as above; it was taken from this port.
+        unsafe { self.port.put_block(block) };
+        Landed { payload, context }
     }
 
     /// Asks for one operation to be cancelled.
@@ -332,8 +296,31 @@ impl<K, M> HandleShared<K, M> {
     }
 }
 
+impl<K, M> PortShared<K, M> {
+    /// An idle block, which is the caller's alone.
+    #[inline]
+    pub(crate) fn take_block(&self) -> *mut Block<K, M> {
+        match self.raw.shared().take_spare() {
+            Some(spare) => spare.cast(),
+            None => Block::allocate(),
+        }
+    }
+
+    /// Takes an idle block back.
+    ///
+    /// # Safety
+    ///
+    /// It was taken from this port, and is the caller's.
+    #[inline]
+    pub(crate) unsafe fn put_block(&self, block: *mut Block<K, M>) {
+        // SAFETY: the caller's promise: a block of this port's kind, which `free` is for.
+        unsafe { self.raw.shared().put_spare(block.cast()) };
+    }
+}
+
 impl<K, M> Block<K, M> {
-    pub(crate) fn allocate() -> *mut Self {
+    #[cold]
+    fn allocate() -> *mut Self {
         let block = Box::into_raw(Box::new(Self {
             operation: Operation::new(Request::Readable),
             handle: None,
@@ -346,10 +333,34 @@ impl<K, M> Block<K, M> {
         let _ = block.expose_provenance();
         block
     }
+
+    /// Frees an idle block.
+    ///
+    /// # Safety
+    ///
+    /// It was allocated here, is idle, and the caller's.
+    pub(crate) unsafe fn free(block: *mut Operation) {
+        // SAFETY: the caller's promise; the header is the block's first field.
+        drop(unsafe { Box::from_raw(block.cast::<Self>()) });
+    }
 }
 
 impl<K, M> Block<K, M> {
+    /// Puts into an idle block what its next operation works with.
+    #[inline]
+    fn fill(&mut self, payload: Payload, context: Option<M>) -> OpId {
+        debug_assert!(self.payload.is_empty() && self.context.is_none());
+        // SAFETY: what they replace has nothing to drop: an idle block is empty.
+        unsafe {
+            ptr::write(&raw mut self.payload, payload);
+            ptr::write(&raw mut self.context, context);
+        }
+        self.flight += 1;
+        OpId { address: ptr::from_mut(self) as usize, flight: self.flight }
+    }
+
     /// The request that its payload is for.
+    #[inline]
     fn request(&mut self, handle: &raw::Handle) -> Result<Request, Error> {
         match &mut self.payload {
             Payload::Udp(work) => {
@@ -364,21 +375,19 @@ impl<K, M> Block<K, M> {
 impl<K, M> Drop for HandleShared<K, M> {
     fn drop(&mut self) {
         lock(&self.port.handles).try_remove(self.slot);
-        let spare = self.spare.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
-        while !spare.first.is_null() {
-            // SAFETY: blocks in the list are idle, ours, and made by `allocate`.
-            let block = unsafe { Box::from_raw(spare.first) };
-            spare.first = block.operation.next.cast();
-        }
-        let last = *self.last.get_mut();
-        if !last.is_null() {
-            // SAFETY: as above.
-            drop(unsafe { Box::from_raw(last) });
-        }
     }
 }
 
 impl Payload {
+    /// Whether nothing is left of it that would have to be dropped.
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Idle | Self::Posted => true,
+            Self::Recv(buf, _) | Self::Send(buf) => buf.wants_pool(),
+            _ => false,
+        }
+    }
+
     /// What its operation is called in errors.
     pub(crate) fn name(&self) -> &'static str {
         match self {
@@ -475,6 +484,7 @@ impl Payload {
     }
 
     /// The request that this payload is for, pointing into it.
+    #[inline]
     fn request(&mut self) -> Result<Request, Error> {
         Ok(match self {
             Self::Idle | Self::Posted => return Err(Error::of(ErrorKind::InvalidInput, "start")),

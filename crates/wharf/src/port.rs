@@ -167,10 +167,13 @@ impl Builder {
         K: Send + Sync + 'static,
         M: Send + 'static,
     {
+        let raw = self.build_raw()?;
+        // SAFETY: only blocks of this port are kept in it, idle ones, which hold nothing of the
+        // user's.
+        unsafe { raw.shared().free_with(Block::<K, M>::free) };
         let shared = Arc::new(PortShared {
-            raw: self.build_raw()?,
+            raw,
             handles: Mutex::new(Slab::new()),
-            posts: Mutex::new(Vec::new()),
             notifiers: Mutex::new(Vec::new()),
         });
         Ok(Port { owner: Arc::new(Owner { shared }) })
@@ -190,8 +193,6 @@ impl Builder {
 pub(crate) struct PortShared<K: 'static, M: 'static> {
     pub(crate) raw: raw::Port,
     pub(crate) handles: Mutex<Slab<Weak<HandleShared<K, M>>>>,
-    /// Idle blocks for posted values.
-    posts: Mutex<Vec<Box<Block<K, M>>>>,
     /// What posts values when something happens: to be closed with the port.
     pub(crate) notifiers: Mutex<Vec<Weak<raw::Notifier>>>,
 }
@@ -201,9 +202,6 @@ impl<K, M> fmt::Debug for PortShared<K, M> {
         f.debug_struct("Port").field("stats", &self.raw.stats()).finish()
     }
 }
-
-/// How many blocks for posted values are kept for the next ones.
-const SPARE_POSTS: usize = 256;
 
 /// A completion port: one queue of packets for any number of sockets, taken by a few threads of
 /// which no more run at once than the concurrency value says.
@@ -668,10 +666,12 @@ where
                 Wait::Closed => return Wait::Closed,
                 Wait::Broken(error) => return Wait::Broken(error),
             }
-            if let Some(packet) = shared.packet(&mut taking.completion, kept.take()) {
-                return Wait::Packet(packet);
+            let silent = taking.completion.silent;
+            if !silent {
+                return shared.packet(&mut taking.completion, kept.take());
             }
-            // It was one without a packet: wait on, for as long as is left.
+            drop(shared.packet(&mut taking.completion, kept.take()));
+            // Wait on, for as long as is left.
             timeout = left(deadline).or(timeout);
         }
     }
@@ -702,7 +702,9 @@ where
             if !shared.raw.take_more(&mut taking) {
                 break;
             }
-            if let Some(packet) = shared.packet(&mut taking.completion, kept.take()) {
+            let silent = taking.completion.silent;
+            let packet = shared.packet(&mut taking.completion, kept.take());
+            if let (false, Wait::Packet(packet)) = (silent, packet) {
                 packets.push(packet);
                 count += 1;
             }
@@ -804,8 +806,7 @@ impl<K, M> PortShared<K, M> {
     }
 
     pub(crate) fn post(&self, value: M) -> Result<(), Refused<M>> {
-        let spare = lock(&self.posts).pop();
-        let block = spare.map_or_else(Block::allocate, Box::into_raw);
+        let block = self.take_block();
         // SAFETY: the block is ours alone until it is posted.
         let fields = unsafe { &mut *block };
         fields.payload = Payload::Posted;
@@ -813,9 +814,11 @@ impl<K, M> PortShared<K, M> {
         match self.raw.post(0, 0, block.cast()) {
             Ok(()) => Ok(()),
             Err(error) => {
-                // SAFETY: it was not posted, so it is ours still; made by `allocate`.
-                let mut block = unsafe { Box::from_raw(block) };
-                let Some(value) = block.context.take() else { unreachable!("put in above") };
+                // SAFETY: it was not posted, so it is ours still.
+                let value = unsafe { &mut *block }.context.take();
+                // SAFETY: as above, and taken from this port.
+                unsafe { self.put_block(block) };
+                let Some(value) = value else { unreachable!("put in above") };
                 Err(Refused { error, value })
             }
         }
@@ -833,53 +836,95 @@ impl<K, M> PortShared<K, M> {
         }
     }
 
-    /// Makes a packet of a completion: takes its block apart, unless it goes on.
-    #[inline]
+    /// Makes a packet of a completion: takes its block apart, unless it goes on. Packets are large:
+    /// the most frequent are made in place. An operation that has none is gone with what is made.
     fn packet(
         &self,
         completion: &mut Completion,
         kept: Option<Arc<HandleShared<K, M>>>,
-    ) -> Option<Packet<K, M>> {
-        let Completion { bytes, status, more, silent, operation, .. } = *completion;
-        let buffer = completion.buffer.take();
-        let block = operation.cast::<Block<K, M>>();
-        let (handle, payload, context);
+    ) -> Wait<Packet<K, M>> {
+        let Completion { bytes, status, more, operation, .. } = *completion;
         if more {
             // The block is in flight again: nothing of it may be touched. Only these go on.
-            handle = kept?;
-            context = None;
-            payload = repeated(completion);
-        } else {
-            // SAFETY: its last completion gives the block to us.
-            let fields = unsafe { &mut *block };
-            context = fields.context.take();
-            let mut done = std::mem::replace(&mut fields.payload, Payload::Idle);
-            // SAFETY: this is the operation's last completion, which says what was written.
-            unsafe { done.settle(bytes, status) };
-            payload = done;
-            let Some(owner) = fields.handle.take() else {
-                // Posted, or a notification.
-                // SAFETY: the block is ours; made by `allocate`.
-                let block = unsafe { Box::from_raw(block) };
-                let mut posts = lock(&self.posts);
-                if posts.len() < SPARE_POSTS {
-                    posts.push(block);
+            let Some(handle) = kept else { unreachable!("kept when it went on") };
+            let payload = repeated(completion);
+            return self.packet_of(completion, handle, payload, None);
+        }
+        let block = operation.cast::<Block<K, M>>();
+        // SAFETY: its last completion gives the block to us.
+        let fields = unsafe { &mut *block };
+        let Some(handle) = fields.handle.take() else {
+            // SAFETY: as above.
+            return unsafe { self.posted(completion) };
+        };
+        let context = fields.context.take();
+        if status == 0 && !completion.serial {
+            let turn = Turn(None);
+            let result = Ok(bytes);
+            match &mut fields.payload {
+                Payload::Recv(buf, _) => {
+                    let mut buf = std::mem::take(buf);
+                    if let Some(pooled) = completion.buffer.take() {
+                        buf = Buf::from(pooled);
+                    } else {
+                        // SAFETY: so many bytes have been written from the start of its room on.
+                        unsafe { buf.set_filled(bytes) };
+                    }
+                    // SAFETY: the block is ours, and was taken from this port.
+                    unsafe { self.put_block(block) };
+                    let op = Op::Recv { stream: Stream::from_shared(handle), buf };
+                    return Wait::Packet(Packet { op, result, bytes, context, more, turn });
                 }
-                drop(posts);
-                let op = Op::Posted(context?);
-                let result = match status {
-                    0 => Ok(bytes),
-                    _ => Err(Error::from_status(status, payload.name())),
-                };
-                let turn = Turn(None);
-                return Some(Packet { op, result, bytes, context: None, more, turn });
-            };
-            handle = owner;
-            handle.put_block(block);
+                Payload::Send(buf) => {
+                    let buf = std::mem::take(buf);
+                    // SAFETY: as above.
+                    unsafe { self.put_block(block) };
+                    let op = Op::Send { stream: Stream::from_shared(handle), buf };
+                    return Wait::Packet(Packet { op, result, bytes, context, more, turn });
+                }
+                _ => {}
+            }
         }
-        if silent {
-            return None;
-        }
+        let mut payload = std::mem::replace(&mut fields.payload, Payload::Idle);
+        // SAFETY: this is the operation's last completion, which says what was written.
+        unsafe { payload.settle(bytes, status) };
+        // SAFETY: as above.
+        unsafe { self.put_block(block) };
+        self.packet_of(completion, handle, payload, context)
+    }
+
+    /// The packet of what was posted, or of a notification.
+    ///
+    /// # Safety
+    ///
+    /// The completion's operation is a block without a handle, and the caller's.
+    unsafe fn posted(&self, completion: &Completion) -> Wait<Packet<K, M>> {
+        let Completion { bytes, status, more, operation, .. } = *completion;
+        let block = operation.cast::<Block<K, M>>();
+        // SAFETY: the caller's promise.
+        let fields = unsafe { &mut *block };
+        let Some(value) = fields.context.take() else { unreachable!("posted with a value") };
+        let result = match status {
+            0 => Ok(bytes),
+            _ => Err(Error::from_status(status, fields.payload.name())),
+        };
+        fields.payload = Payload::Idle;
+        // SAFETY: as above; it was taken from this port.
+        unsafe { self.put_block(block) };
+        let (op, turn) = (Op::Posted(value), Turn(None));
+        Wait::Packet(Packet { op, result, bytes, context: None, more, turn })
+    }
+
+    /// The packet of an operation on a handle, from what was in its block.
+    fn packet_of(
+        &self,
+        completion: &mut Completion,
+        handle: Arc<HandleShared<K, M>>,
+        payload: Payload,
+        context: Option<M>,
+    ) -> Wait<Packet<K, M>> {
+        let Completion { bytes, status, more, .. } = *completion;
+        let buffer = completion.buffer.take();
         let result = match status {
             0 => Ok(bytes),
             _ => Err(payload.error(status, &handle.raw)),
@@ -939,7 +984,7 @@ impl<K, M> PortShared<K, M> {
             Payload::Notified(_) => unreachable!("never a handle of the port's"),
             Payload::Idle | Payload::Posted => unreachable!("never started on a handle"),
         };
-        Some(Packet { op, result, bytes, context, more, turn: Turn(serial) })
+        Wait::Packet(Packet { op, result, bytes, context, more, turn: Turn(serial) })
     }
 }
 
@@ -969,8 +1014,10 @@ impl<K, M> Drop for Owner<K, M> {
         let shared = &self.shared;
         shared.close();
         let left = shared.raw.drain(DRAIN_PATIENCE, &mut |completion| {
-            // Dropping the packet frees the buffer and lets the handle go.
-            drop(shared.packet(completion, None));
+            // Dropping the packet frees the buffer and lets the handle go. What goes on comes again.
+            if !completion.more {
+                drop(shared.packet(completion, None));
+            }
         });
         if left > 0 {
             log::error!("the kernel still holds {left} operations: their memory is leaked");

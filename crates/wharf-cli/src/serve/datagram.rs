@@ -244,20 +244,16 @@ fn bind_broadcast(
     Ok(socket)
 }
 
-/// Handles an operation on a socket for datagrams. Any other comes back.
-pub(super) fn handle(
-    service: Service,
-    op: Op<Key>,
-    result: Result<usize>,
-) -> Result<Option<Op<Key>>> {
+/// Handles an operation on a socket for datagrams.
+pub(super) fn handle(service: Service, op: Op<Key>, result: Result<usize>) -> Result<()> {
     match op {
         Op::RecvFrom { socket, buf, received } => {
             self::received(service, &socket, buf, received, result)?;
         }
         Op::SendTo { socket, .. } => sent(&socket, result),
-        other => return Ok(Some(other)),
+        _ => {}
     }
-    Ok(None)
+    Ok(())
 }
 
 /// Handles what a receive has brought. Without anything it has ended.

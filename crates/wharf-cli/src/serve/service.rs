@@ -265,9 +265,8 @@ impl Server {
     /// Handles a packet. An error has ended its connection.
     pub(super) fn handle(&self, packet: Packet<Key>) -> Result<()> {
         let Packet { op, result, bytes, more, .. } = packet;
-        let Some(op) = datagram::handle(self.service, op, result)? else { return Ok(()) };
         if let Some(files) = &self.files
-            && !matches!(op, Op::Accept { .. })
+            && matches!(op, Op::Recv { .. } | Op::Send { .. } | Op::Transmit { .. })
         {
             return serve_file(files, op, bytes, result);
         }
@@ -283,7 +282,7 @@ impl Server {
             Op::Accept { listener, incoming, .. } => {
                 return self.accepted(&listener, incoming, result.map(drop), more);
             }
-            _ => return Ok(()),
+            other => return datagram::handle(self.service, other, result),
         };
         if let (Err(error), Key::Connection(connection)) = (&outcome, stream.key())
             && !error.is_closed()

@@ -281,7 +281,11 @@ impl Handle {
     ///
     /// As there.
     #[inline]
-    unsafe fn begin(&self, operation: *mut Operation, attempt: bool) -> Result<Started, Error> {
+    pub(crate) unsafe fn begin(
+        &self,
+        operation: *mut Operation,
+        attempt: bool,
+    ) -> Result<Started, Error> {
         self.port.check_process()?;
         let mut state = lock(&self.state);
         if state.closing || self.port.closed() {
@@ -363,7 +367,7 @@ impl Handle {
     /// # Safety
     ///
     /// The operation is in flight on this handle, whose lock is held, with good pointers.
-    #[inline]
+    #[inline(always)]
     unsafe fn submit(
         &self,
         state: &mut Queues,
@@ -582,7 +586,7 @@ impl Handle {
     }
 
     /// Takes an operation that is over out of its place, and lets the next one start.
-    #[inline]
+    #[inline(always)]
     fn leave_queues(&self, state: &mut Queues, operation: *mut Operation) {
         // SAFETY: it is in flight on this handle, and what is over waits in no queue.
         if unsafe { state.floating.leave(operation) } {
@@ -638,7 +642,7 @@ impl Handle {
     ///
     /// The operation is in flight on this handle, no event of it is outstanding, and the lock is
     /// held (`state` is borrowed from it).
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn conclude(&self, state: &mut Queues, operation: *mut Operation) -> Outcome {
         // SAFETY: the caller's promise.
         let op = unsafe { &mut *operation };

@@ -264,6 +264,11 @@ impl Port {
         self.shared.take_more(taking)
     }
 
+    /// Where idle operations are kept.
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// Posts a packet: three values that come out of a wait as they are. The operation's header
     /// is not touched.
     ///

@@ -11,7 +11,7 @@
 use std::{
     cell::{Cell, RefCell},
     sync::atomic::{AtomicU64, Ordering},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -100,6 +100,53 @@ pub(crate) struct Shared {
     tallies: Mutex<Vec<Arc<Tally>>>,
     /// What threads that are not bound have counted, and those that were.
     others: Tally,
+    /// Idle operations that no thread has for itself.
+    spare: Mutex<Spare>,
+    /// Frees an idle operation of the layer above.
+    free: OnceLock<unsafe fn(*mut Operation)>,
+}
+
+/// Idle operations that the layer above keeps for its next: a list through their headers. A thread
+/// that is bound has one of its own, so that an operation that is over is the next to start, still
+/// in the processor's cache, and nothing is shared on the way.
+#[derive(Debug)]
+struct Spare {
+    first: Cell<*mut Operation>,
+    length: Cell<usize>,
+}
+
+// SAFETY: the operations in the list are idle, and owned by it.
+unsafe impl Send for Spare {}
+
+impl Spare {
+    /// How many a thread keeps for itself, and how many it leaves to others beyond that.
+    const OWN: usize = 64;
+    const SHARED: usize = 1024;
+
+    const fn new() -> Self {
+        Self { first: Cell::new(std::ptr::null_mut()), length: Cell::new(0) }
+    }
+
+    fn take(&self) -> Option<*mut Operation> {
+        let operation = self.first.get();
+        if operation.is_null() {
+            return None;
+        }
+        // SAFETY: what is in the list is alive, and idle.
+        self.first.set(unsafe { (*operation).next });
+        self.length.set(self.length.get() - 1);
+        Some(operation)
+    }
+
+    /// # Safety
+    ///
+    /// The operation is idle, and the caller's.
+    unsafe fn put(&self, operation: *mut Operation) {
+        // SAFETY: the caller's promise.
+        unsafe { (*operation).next = self.first.get() };
+        self.first.set(operation);
+        self.length.set(self.length.get() + 1);
+    }
 }
 
 // ---- Threads ------------------------------------------------------------------------------
@@ -109,11 +156,12 @@ struct Binding {
     port: Arc<Shared>,
     place: Place,
     tally: Arc<Tally>,
+    spare: Spare,
 }
 
 impl Drop for Binding {
     fn drop(&mut self) {
-        CURRENT.with(|current| current.set(Current::NONE));
+        CURRENT.with(|current| current.set(std::ptr::null()));
         self.port.depart(&self.place);
         let mut tallies = lock(&self.port.tallies);
         for counter in Tally::ALL {
@@ -121,24 +169,17 @@ impl Drop for Binding {
             counter(&self.port.others).fetch_add(counted, Ordering::Relaxed);
         }
         tallies.retain(|tally| !Arc::ptr_eq(tally, &self.tally));
+        drop(tallies);
+        while let Some(operation) = self.spare.take() {
+            // SAFETY: it was in the list, so it is idle, and nobody else's.
+            unsafe { self.port.put_spare(operation) };
+        }
     }
 }
 
-/// The same, for the fast path: null, or valid because the thread's binding keeps both alive.
-#[derive(Clone, Copy)]
-struct Current {
-    port: *const Shared,
-    place: *const Place,
-    tally: *const Tally,
-}
-
-impl Current {
-    const NONE: Self =
-        Self { port: std::ptr::null(), place: std::ptr::null(), tally: std::ptr::null() };
-}
-
 thread_local! {
-    static CURRENT: Cell<Current> = const { Cell::new(Current::NONE) };
+    /// What `BINDING` has in its box, for the fast path: null, or valid.
+    static CURRENT: Cell<*const Binding> = const { Cell::new(std::ptr::null()) };
     static BINDING: RefCell<Option<Box<Binding>>> = const { RefCell::new(None) };
 }
 
@@ -155,6 +196,8 @@ impl Shared {
             posted: AtomicU64::new(0),
             tallies: Mutex::new(Vec::new()),
             others: Tally::default(),
+            spare: Mutex::new(Spare::new()),
+            free: OnceLock::new(),
         });
         for pool in port.lanes().iter().flat_map(Lane::pools) {
             let weak = Arc::downgrade(&port);
@@ -188,16 +231,20 @@ impl Shared {
         Ok(())
     }
 
+    /// This thread's binding, if it is one to this port.
+    #[inline]
+    fn binding(&self) -> Option<&Binding> {
+        // SAFETY: the box keeps it at this address for as long as CURRENT names it, and only this
+        // thread changes its binding, never while `self` is borrowed here: the places that rebind
+        // do not hold the reference.
+        let binding = unsafe { CURRENT.with(Cell::get).as_ref()? };
+        std::ptr::eq(Arc::as_ptr(&binding.port), self).then_some(binding)
+    }
+
     /// This thread's place, if it is bound to this port.
+    #[inline]
     pub(super) fn current(&self) -> Option<&Place> {
-        let current = CURRENT.with(Cell::get);
-        if !std::ptr::eq(current.port, self) {
-            return None;
-        }
-        // SAFETY: a binding's box keeps the place at this address for as long as CURRENT names
-        // it, and only this thread changes its binding, never while `self` is borrowed here: the
-        // places that rebind do not hold the reference.
-        Some(unsafe { &*current.place })
+        self.binding().map(|binding| &binding.place)
     }
 
     pub(crate) fn count_started(&self) {
@@ -209,14 +256,13 @@ impl Shared {
         self.count(|tally| &tally.calls);
     }
 
+    #[inline]
     pub(super) fn count(&self, counter: fn(&Tally) -> &AtomicU64) {
-        let current = CURRENT.with(Cell::get);
-        if !std::ptr::eq(current.port, self) {
+        let Some(binding) = self.binding() else {
             counter(&self.others).fetch_add(1, Ordering::Release);
             return;
-        }
-        // SAFETY: as for the place in `current`.
-        let counter = counter(unsafe { &*current.tally });
+        };
+        let counter = counter(&binding.tally);
         counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Release);
     }
 
@@ -227,29 +273,88 @@ impl Shared {
         counters.map(|counter| tallies().map(|tally| counter(tally).load(Ordering::Acquire)).sum())
     }
 
+    // ---- Idle operations of the layer above -----------------------------------------------
+
+    /// How the idle operations are freed that are kept here.
+    ///
+    /// # Safety
+    ///
+    /// Whatever is given to [`Self::put_spare`] may be freed by this, in any thread.
+    pub(crate) unsafe fn free_with(&self, free: unsafe fn(*mut Operation)) {
+        let _ = self.free.set(free);
+    }
+
+    /// An idle operation that was kept, which is the caller's now.
+    #[inline]
+    pub(crate) fn take_spare(&self) -> Option<*mut Operation> {
+        let own = self.binding().and_then(|binding| binding.spare.take());
+        own.or_else(|| lock(&self.spare).take())
+    }
+
+    /// Keeps an idle operation for the next, or frees it where there are enough.
+    ///
+    /// # Safety
+    ///
+    /// It is idle, the caller's, and of the kind that [`Self::free_with`] speaks of.
+    #[inline]
+    pub(crate) unsafe fn put_spare(&self, operation: *mut Operation) {
+        if let Some(Binding { spare, .. }) = self.binding()
+            && spare.length.get() < Spare::OWN
+        {
+            // SAFETY: the caller's promise.
+            return unsafe { spare.put(operation) };
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.leave_spare(operation) };
+    }
+
+    /// Leaves one to other threads.
+    ///
+    /// # Safety
+    ///
+    /// As for `put_spare`.
+    #[cold]
+    unsafe fn leave_spare(&self, operation: *mut Operation) {
+        let shared = lock(&self.spare);
+        if shared.length.get() < Spare::SHARED {
+            // SAFETY: the caller's promise.
+            return unsafe { shared.put(operation) };
+        }
+        drop(shared);
+        // SAFETY: the caller's promise.
+        unsafe { self.free_spare(operation) };
+    }
+
+    /// # Safety
+    ///
+    /// As for `put_spare`.
+    unsafe fn free_spare(&self, operation: *mut Operation) {
+        if let Some(free) = self.free.get() {
+            // SAFETY: the caller's promise, and that of `free_with`.
+            unsafe { free(operation) };
+        }
+    }
+
     // ---- Waiting ------------------------------------------------------------------------
 
     fn bind(self: &Arc<Self>) {
-        if std::ptr::eq(CURRENT.with(Cell::get).port, Arc::as_ptr(self)) {
+        if self.binding().is_some() {
             return;
         }
         let tally = Arc::new(Tally::default());
         lock(&self.tallies).push(tally.clone());
-        let binding = Box::new(Binding { port: self.clone(), place: self.arrive(), tally });
-        let current = Current {
-            port: Arc::as_ptr(self),
-            place: &raw const binding.place,
-            tally: Arc::as_ptr(&binding.tally),
-        };
+        let (port, place, spare) = (self.clone(), self.arrive(), Spare::new());
+        let binding = Box::new(Binding { port, place, tally, spare });
         // The former binding gives its lane back as it drops, outside the borrow.
         let former = BINDING.with(|slot| slot.borrow_mut().replace(binding));
         drop(former);
-        CURRENT.with(|slot| slot.set(current));
+        let current = BINDING.with(|slot| slot.borrow().as_deref().map(std::ptr::from_ref));
+        CURRENT.with(|slot| slot.set(current.unwrap_or(std::ptr::null())));
     }
 
     /// Ends this thread's tie to the port.
     fn unbind(&self) {
-        if std::ptr::eq(CURRENT.with(Cell::get).port, self) {
+        if self.binding().is_some() {
             let binding = BINDING.with(|slot| slot.borrow_mut().take());
             drop(binding);
         }
@@ -321,6 +426,7 @@ impl Shared {
 
     /// Works an event of a lane into its operation. True: this was the last event it took, and
     /// `taking` has its completion.
+    #[inline]
     pub(super) fn complete(&self, lane: u16, event: Event, taking: &mut Taking<'_>) -> bool {
         let operation = event.operation;
         // SAFETY: an operation with an event to come is in flight; so its header is alive, its
@@ -379,7 +485,7 @@ impl Shared {
         let handle = unsafe { &*(*operation).handle };
         let state = handle.lock();
         // SAFETY: the caller's promise.
-        unsafe { self.hand_out(handle, state, operation, taking) }
+        unsafe { self.hand_out_late(handle, state, operation, taking) }
     }
 
     /// Tries a receive again for which there was no buffer.
@@ -396,16 +502,34 @@ impl Shared {
         if op.flags.cancel {
             op.status = -sys::CANCELLED;
             // SAFETY: the caller's promise.
-            return unsafe { self.hand_out(handle, state, operation, taking) };
+            return unsafe { self.hand_out_late(handle, state, operation, taking) };
         }
         // SAFETY: the caller's promise.
         unsafe { handle.again(&mut state, operation) };
         false
     }
 
+    /// Hands out what did not come straight from a lane.
+    ///
+    /// # Safety
+    ///
+    /// As for `hand_out`.
+    #[inline(never)]
+    unsafe fn hand_out_late(
+        &self,
+        handle: &Handle,
+        state: MutexGuard<'_, Queues>,
+        operation: *mut Operation,
+        taking: &mut Taking<'_>,
+    ) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { self.hand_out(handle, state, operation, taking) }
+    }
+
     /// # Safety
     ///
     /// The operation is in flight on `handle`, whose lock `state` is, and nothing is outstanding.
+    #[inline(always)]
     unsafe fn hand_out(
         &self,
         handle: &Handle,
@@ -491,6 +615,17 @@ impl Shared {
         sys::release(identity);
         if !self.guard.in_child() {
             self.lane(0).unregister(registration);
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        loop {
+            let spare = lock(&self.spare).take();
+            let Some(operation) = spare else { return };
+            // SAFETY: it was in the list, so it is idle, and nobody else's.
+            unsafe { self.free_spare(operation) };
         }
     }
 }

@@ -17,8 +17,10 @@ use super::{
     CompletionQueue,
     engine::{Armed, Engine, Setup},
 };
+#[cfg(windows)]
+use crate::block::Block;
 use crate::{
-    block::{Block, Payload},
+    block::Payload,
     driver::{Choice, Driver},
     error::{Error, ErrorKind, Refused, Result},
     port::{Port, PortShared},
@@ -361,7 +363,7 @@ impl<K, M> PortShared<K, M> {
 
     /// Posts a value when a handle becomes readable.
     fn post_when_readable(&self, handle: &Arc<raw::Handle>, value: M) -> Result<(), Refused<M>> {
-        let block = Block::<K, M>::allocate();
+        let block = self.take_block();
         // SAFETY: the block is ours alone until it is started.
         let fields = unsafe { &mut *block };
         fields.payload = Payload::Notified(handle.clone());
@@ -372,9 +374,13 @@ impl<K, M> PortShared<K, M> {
         match unsafe { handle.start(block.cast()) } {
             Ok(()) => Ok(()),
             Err(error) => {
-                // SAFETY: it was not started, so it is ours still; made by `allocate`.
-                let mut block = unsafe { Box::from_raw(block) };
-                let Some(value) = block.context.take() else { unreachable!("put in above") };
+                // SAFETY: it was not started, so it is ours still.
+                let fields = unsafe { &mut *block };
+                let value = fields.context.take();
+                fields.payload = Payload::Idle;
+                // SAFETY: as above, and taken from this port.
+                unsafe { self.put_block(block) };
+                let Some(value) = value else { unreachable!("put in above") };
                 Err(Refused { error, value })
             }
         }
@@ -397,7 +403,7 @@ impl<K, M> Promised<'_, K, M> {
             return None;
         }
         // SAFETY: what this notifier has was promised by `promise`, for a port of this type: it is
-        // a block made by `allocate`, which nobody else has any more.
+        // a block, a box of its own, which nobody else has any more.
         unsafe { Box::from_raw(block) }.context.take()
     }
 }
@@ -410,13 +416,13 @@ impl<K, M> PortShared<K, M> {
         notifier: &'a raw::Notifier,
         value: M,
     ) -> Result<Promised<'a, K, M>, Refused<M>> {
-        let block = Block::<K, M>::allocate();
+        let block = self.take_block();
         // SAFETY: the block is ours alone until it is promised.
         let fields = unsafe { &mut *block };
         fields.payload = Payload::Posted;
         fields.context = Some(value);
         if !notifier.promise(block.cast()) {
-            // SAFETY: it was not promised, so it is ours still; made by `allocate`.
+            // SAFETY: it was not promised, so it is ours still; a block is a box of its own.
             let mut block = unsafe { Box::from_raw(block) };
             let Some(value) = block.context.take() else { unreachable!("put in above") };
             return Err(Refused { error: outstanding(), value });

@@ -316,18 +316,34 @@ impl Lane {
     /// # Safety
     ///
     /// `operation` is in flight, its handle's lock is held, and its pointers are good.
+    #[inline(always)]
     pub(crate) unsafe fn push(&self, operation: *mut Operation) -> io::Result<()> {
         // SAFETY: the caller's promise: nobody else touches the header under the handle's lock.
         let op = unsafe { &mut *operation };
-        let mut entry = self.prepare(op);
-        entry.user_data = address_of(operation);
         let timed = op.deadline.is_some() && !op.flags.pausing && op.clock_runs();
         op.system.outstanding = 1 + u8::from(timed);
         op.flags.requested = true;
-        if !timed {
+        if timed {
             // SAFETY: the caller's promise.
-            return unsafe { self.ring.push(&[entry]) };
+            return unsafe { self.push_timed(op) };
         }
+        let make = |entry: &mut Sqe| {
+            *entry = self.prepare(op);
+            entry.user_data = address_of(operation);
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.ring.push_one(make) }
+    }
+
+    /// The same with its deadline.
+    ///
+    /// # Safety
+    ///
+    /// As for `push`.
+    #[cold]
+    unsafe fn push_timed(&self, op: &mut Operation) -> io::Result<()> {
+        let mut entry = self.prepare(op);
+        entry.user_data = address_of(op);
         if op.system.deadline == [0; 2] {
             op.system.deadline = monotonic_after(op.deadline.unwrap_or_default());
         }
@@ -338,7 +354,7 @@ impl Lane {
             addr: op.system.deadline.as_ptr() as u64,
             len: 1,
             op_flags: abi::IORING_TIMEOUT_ABS,
-            user_data: address_of(operation) | DEADLINE_TAG,
+            user_data: address_of(op) | DEADLINE_TAG,
             ..Sqe::default()
         };
         // SAFETY: the caller's promise; the deadline lies in the header.
@@ -590,6 +606,7 @@ impl Lane {
     ///
     /// The event came from this lane and has not been digested before, and the lock of its
     /// operation's handle is held.
+    #[inline(always)]
     pub(crate) unsafe fn digest(&self, event: Event) -> Step {
         // SAFETY: an operation with an event to come is in flight, so its header is alive, and
         // nobody else touches it under the lock.
@@ -644,6 +661,7 @@ impl Lane {
     /// # Safety
     ///
     /// As for [`progress::evaluate`].
+    #[inline(always)]
     unsafe fn evaluate(&self, op: &mut Operation) -> Step {
         let ready = op.system.result >= 0 && !op.flags.pausing;
         if ready && op.request.is_datagram() && op.direction != Direction::Out {

@@ -259,12 +259,61 @@ impl Ring {
         unsafe { self.push_locked(entries) }
     }
 
+    /// Queues one entry, made in place.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::push`].
+    #[inline(always)]
+    pub(crate) unsafe fn push_one(&self, make: impl FnOnce(&mut Sqe)) -> io::Result<()> {
+        let _guard = self.submit.lock().unwrap_or_else(PoisonError::into_inner);
+        self.make_room(1)?;
+        let tail = Self::load(self.sq_tail, Ordering::Relaxed);
+        // SAFETY: the slot lies inside the mapping (masked), belongs to the free part of the queue
+        // (checked above), and nobody else pushes while we hold the lock. An entry is plain
+        // integers, of which any bytes make one.
+        make(unsafe { &mut *self.slot(tail) });
+        // SAFETY: the tail counter lives as long as the ring. Release publishes the entry.
+        unsafe { (*self.sq_tail).store(tail.wrapping_add(1), Ordering::Release) };
+        Ok(())
+    }
+
     /// # Safety
     ///
     /// As for [`Self::push`], and nobody else pushes meanwhile.
     #[inline]
     unsafe fn push_locked(&self, entries: &[Sqe]) -> io::Result<()> {
         let count = u32::try_from(entries.len()).unwrap_or(u32::MAX);
+        self.make_room(count)?;
+        let tail = Self::load(self.sq_tail, Ordering::Relaxed);
+        for (index, entry) in (0..).zip(entries) {
+            // SAFETY: the slot lies inside the mapping (masked), belongs to the free part of the
+            // queue (checked above), and nobody else pushes.
+            unsafe { self.slot(tail.wrapping_add(index)).write(*entry) };
+        }
+        // SAFETY: the tail counter lives as long as the ring. Release publishes the entries.
+        unsafe { (*self.sq_tail).store(tail.wrapping_add(count), Ordering::Release) };
+        Ok(())
+    }
+
+    #[inline]
+    fn slot(&self, index: u32) -> *mut Sqe {
+        let slots = self.sqes.address().cast::<Sqe>();
+        // SAFETY: the masked index lies inside the mapping.
+        unsafe { slots.add((index & self.sq_mask) as usize) }
+    }
+
+    /// Submits what is queued until there is room for so many entries.
+    #[inline]
+    fn make_room(&self, count: u32) -> io::Result<()> {
+        if self.size.submissions - self.unsubmitted() >= count {
+            return Ok(());
+        }
+        self.submit_for_room(count)
+    }
+
+    #[cold]
+    fn submit_for_room(&self, count: u32) -> io::Result<()> {
         let mut attempts = 0;
         while self.size.submissions - self.unsubmitted() < count {
             match self.enter(0, None) {
@@ -275,15 +324,6 @@ impl Ring {
             }
             attempts += 1;
         }
-        let tail = Self::load(self.sq_tail, Ordering::Relaxed);
-        for (index, entry) in (0..).zip(entries) {
-            let slot = tail.wrapping_add(index) & self.sq_mask;
-            // SAFETY: the slot lies inside the mapping (masked), belongs to the free part of the
-            // queue (checked above), and nobody else pushes.
-            unsafe { self.sqes.address().cast::<Sqe>().add(slot as usize).write(*entry) };
-        }
-        // SAFETY: the tail counter lives as long as the ring. Release publishes the entries.
-        unsafe { (*self.sq_tail).store(tail.wrapping_add(count), Ordering::Release) };
         Ok(())
     }
 
