@@ -242,7 +242,9 @@ impl Lane {
         let mut filling = None;
         self.poller().wait(timeout, |token, events| {
             came = true;
-            if token != OWN {
+            if token == OWN {
+                self.inbox.waker.report();
+            } else {
                 let filling = filling.get_or_insert_with(|| self.inbox.fill());
                 self.registry.ready(self.number, token, events, |operation| {
                     filling.put_try(operation);

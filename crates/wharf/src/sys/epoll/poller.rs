@@ -172,6 +172,8 @@ pub(crate) struct Waker {
     fd: OwnedFd,
     /// It has been written to, or is about to be, and has not been read since.
     raised: AtomicBool,
+    /// The poller has said that it can be read.
+    reported: AtomicBool,
     calls: AtomicU64,
 }
 
@@ -186,6 +188,7 @@ impl Waker {
             // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
             fd: unsafe { OwnedFd::from_raw_fd(fd) },
             raised: AtomicBool::new(false),
+            reported: AtomicBool::new(false),
             calls: AtomicU64::new(0),
         })
     }
@@ -212,12 +215,21 @@ impl Waker {
         Ok(())
     }
 
+    /// The poller says that it can be read: it will, until it is cleared.
+    pub(crate) fn report(&self) {
+        self.reported.store(true, Ordering::Relaxed);
+    }
+
     /// For whoever has been woken, before it looks for what it was woken for: a wake-up that comes
     /// while this one is being cleared may be taken for it.
     pub(crate) fn clear(&self) {
-        if !self.raised.load(Ordering::SeqCst) {
+        // Whoever raised it may have been slow to write: then it was cleared before it was written to,
+        // and only the poller knows.
+        let reported = self.reported.load(Ordering::Relaxed);
+        if !self.raised.load(Ordering::SeqCst) && !reported {
             return;
         }
+        self.reported.store(false, Ordering::Relaxed);
         self.calls.fetch_add(1, Ordering::Relaxed);
         let mut count = 0u64;
         // The reading comes first: the other way round it could take the mark of a wake-up along
@@ -225,5 +237,27 @@ impl Waker {
         // SAFETY: eight bytes are written to a number that lives across the call.
         unsafe { libc::read(self.fd(), (&raw mut count).cast(), 8) };
         self.raised.swap(false, Ordering::SeqCst);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Would catch: a worker that turns round and round because a wake-up was cleared between the
+    /// mark and the writing.
+    #[test]
+    fn a_wake_up_that_is_written_late_is_cleared_all_the_same() {
+        let (poller, waker) = (Poller::new().unwrap(), Waker::new().unwrap());
+        poller.add(waker.fd(), LEVEL, 1).unwrap();
+        waker.raise().unwrap();
+        // What the one who clears makes of a wake-up whose writing is still to come.
+        waker.raised.store(false, Ordering::SeqCst);
+        let events = || poller.wait(Some(Duration::ZERO), |_, _| waker.report()).unwrap();
+        assert_eq!(events(), 1);
+        waker.clear();
+        assert_eq!(events(), 0);
+        waker.raise().unwrap();
+        assert_eq!(events(), 1, "the next one is written");
     }
 }
