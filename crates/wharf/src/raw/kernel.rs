@@ -215,10 +215,11 @@ impl Shared {
         let Some(packet) = packet else { return Ok(None) };
         let completed = match Event::of(packet) {
             Some(event) => self.complete(0, event, taking),
-            // SAFETY: taken once.
-            None if packet.key == key::QUEUED => {
-                self.dequeue().is_some_and(|entry| unsafe { self.redeem(entry, taking) })
-            }
+            None if packet.key == key::QUEUED => match self.dequeue() {
+                // SAFETY: taken once.
+                Some(entry) => unsafe { self.redeem(entry, taking) },
+                None => false,
+            },
             None => false,
         };
         if completed && !taking.completion.silent {

@@ -592,10 +592,12 @@ impl Lane {
             let done = usize::try_from(bytes).unwrap_or(0);
             op.bytes += done;
             // SAFETY: the gather, its slices and the transmission live as long as the operation.
-            let _more = match op.request {
-                Request::SendVectored { gather } => unsafe { (*gather).advance(done) },
-                Request::Transmit { transmission } => unsafe { (*transmission).advance(done) },
-                _ => false,
+            let _more = unsafe {
+                match op.request {
+                    Request::SendVectored { gather } => (*gather).advance(done),
+                    Request::Transmit { transmission } => (*transmission).advance(done),
+                    _ => false,
+                }
             };
             // SAFETY: an operation in flight has a handle, which outlives it; its call is over.
             -unsafe {

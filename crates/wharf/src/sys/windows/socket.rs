@@ -342,7 +342,6 @@ fn too_long_has_packet(way: Way) -> io::Result<bool> {
     let mut bytes = vec![0; TOO_LONG];
     let (mut flags, mut overlapped) = (0, OVERLAPPED::default());
     let borrowed = socket.as_socket();
-    // SAFETY: in both: everything stays until the packet below, if one comes.
     let begun = match way {
         Way::In => {
             socket.send(&[0; 8])?;
@@ -350,10 +349,12 @@ fn too_long_has_packet(way: Way) -> io::Result<bool> {
             socket.set_read_timeout(Some(Duration::from_secs(1)))?;
             let _ = socket.peek(&mut [0; 8])?;
             let room = slice(bytes.as_mut_ptr(), 1);
+            // SAFETY: everything stays until the packet below, if one comes.
             unsafe { receive(borrowed, room, &raw mut flags, &raw mut overlapped) }
         }
         Way::Out => {
             let all = slice(bytes.as_mut_ptr(), TOO_LONG);
+            // SAFETY: as above.
             unsafe { send(borrowed, &[all], &raw mut overlapped) }
         }
     };
