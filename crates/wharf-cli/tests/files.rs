@@ -528,3 +528,72 @@ fn wget_is_content() {
     assert!(wget(&["--timestamping", &server.url("/small.txt")]).success());
     assert_eq!(wget(&[&server.url("/missing")]).code(), Some(8));
 }
+
+/// A page that fetches files, and says what it makes of them.
+const PAGE: &str = r#"<!doctype html><title>page</title><p id="said"></p><script>
+function bytes(path, range) {
+    const request = new XMLHttpRequest();
+    request.open("GET", path, false);
+    request.overrideMimeType("text/plain; charset=x-user-defined");
+    if (range) request.setRequestHeader("Range", range);
+    request.send();
+    let sum = 0;
+    for (let at = 0; at < request.responseText.length; at++) {
+        sum = (Math.imul(sum, 31) + (request.responseText.charCodeAt(at) & 255)) >>> 0;
+    }
+    return request.status + ":" + request.responseText.length + ":" + sum;
+}
+const said = [bytes("/large.bin"), bytes("/large.bin", "bytes=100-2000099"), bytes("/missing")];
+document.getElementById("said").textContent = said.join(" ");
+</script>"#;
+
+/// Would catch: what a browser finds wrong.
+#[cfg(unix)]
+#[test]
+fn a_browser_is_content() {
+    let chromium = ["chromium", "chromium-browser", "google-chrome"];
+    let tried =
+        |it: &&&str| Command::new(it).arg("--version").stdout(Stdio::null()).status().is_ok();
+    let Some(chromium) = chromium.iter().find(tried) else {
+        let _ = writeln!(std::io::stderr(), "SKIP a_browser_is_content: there is no chromium");
+        return;
+    };
+    let server = Server::start(&[]);
+    fs::write(server.folder.join("site/page.html"), PAGE).unwrap();
+    let output = Command::new(chromium)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"])
+        .args(["--no-first-run", "--disable-background-networking", "--disable-sync"])
+        .args(["--disable-component-update", "--no-proxy-server", "--dump-dom"])
+        .arg(format!("--user-data-dir={}", server.folder.join("profile").display()))
+        .arg(server.url("/page.html"))
+        .output()
+        .expect("it runs");
+    let sum = |bytes: &[u8]| {
+        bytes.iter().fold(0_u32, |sum, &it| sum.wrapping_mul(31).wrapping_add(it.into()))
+    };
+    let all = sum(&pattern(0, 5_000_000));
+    let part = sum(&pattern(100, 2_000_000));
+    let expected = format!("200:5000000:{all} 206:2000000:{part} 404:");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains(&expected), "{expected} is not in {output:?}");
+}
+
+/// Would catch: an answer that is not what wrk takes for one, on many connections at once.
+#[cfg(unix)]
+#[test]
+fn wrk_is_content() {
+    if !there_is("wrk", "wrk_is_content") {
+        return;
+    }
+    let server = Server::start(&[]);
+    for path in ["/small.txt", "/large.bin"] {
+        let mut wrk = Command::new("wrk");
+        let output = wrk.args(["-t2", "-c20", "-d1", &server.url(path)]).output().expect("it runs");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("requests in"), "{output:?}");
+        assert!(!text.contains("errors") && !text.contains("Non-2xx"), "{text}");
+        let none = text.lines().any(|line| line.trim_start().starts_with("0 requests in"));
+        assert!(!none, "{text}");
+    }
+    server.stop(|said| assert!(said["requests"].as_u64() > Some(2)));
+}
