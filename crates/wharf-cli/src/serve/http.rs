@@ -4,6 +4,7 @@
 use std::{
     fmt::Write,
     fs::Metadata,
+    mem::MaybeUninit,
     time::{Duration, SystemTime},
 };
 
@@ -90,9 +91,9 @@ impl Status {
 
 /// Looks for a request at the beginning of what has come.
 pub(super) fn parse(bytes: &[u8]) -> Parsed {
-    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut found = httparse::Request::new(&mut headers);
-    let length = match found.parse(bytes) {
+    let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut found = httparse::Request::new(&mut []);
+    let length = match found.parse_with_uninit_headers(bytes, &mut headers) {
         Ok(httparse::Status::Complete(length)) if length <= HEAD_MAX => length,
         Ok(httparse::Status::Partial) if bytes.len() < HEAD_MAX => return Parsed::Partial,
         Ok(_) | Err(httparse::Error::TooManyHeaders) => return Parsed::Bad(Status::HeadTooLarge),

@@ -2,12 +2,22 @@
 
 mod alarm;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 pub(crate) use self::alarm::{Alarm, Bell};
 pub(crate) use super::uring::{Provided, is_transient, probe::probe, refusal};
 use super::{
-    Event, Kind, OwnedDescriptor, Popped, Step, epoll, pool::Pool, transmit::Chunks, udp, uring,
+    Event, Kind, OwnedDescriptor, Popped, RawDescriptor, Step, epoll,
+    pool::Pool,
+    transmit::{self, Chunks},
+    udp, uring,
 };
 use crate::{
     driver::{Choice, Driver},
@@ -25,7 +35,8 @@ pub(crate) enum Lane {
 /// What a driver knows of a handle's descriptor.
 #[derive(Debug)]
 pub(crate) enum Registration {
-    Uring,
+    /// Whether a call that waits for room in the socket does so for a tick only.
+    Uring(AtomicBool),
     Epoll(epoll::Registration),
 }
 
@@ -33,7 +44,23 @@ impl Registration {
     pub(crate) fn epoll(&self) -> &epoll::Registration {
         match self {
             Self::Epoll(registration) => registration,
-            Self::Uring => unreachable!("the handles of a port are alike"),
+            Self::Uring(_) => unreachable!("the handles of a port are alike"),
+        }
+    }
+
+    /// Sees to it that a call which waits for room in the socket, whatever was found out before, does
+    /// not do so for long.
+    pub(crate) fn hurry(&self, socket: RawDescriptor) -> bool {
+        match self {
+            // It is non-blocking.
+            Self::Epoll(_) => true,
+            Self::Uring(hurries) => {
+                let already = hurries.load(Ordering::Relaxed);
+                if !already && transmit::never_waits_long(socket) {
+                    hurries.store(true, Ordering::Relaxed);
+                }
+                already || hurries.load(Ordering::Relaxed)
+            }
         }
     }
 }
@@ -224,7 +251,7 @@ impl Lane {
             Self::Uring(_) => {
                 // It would make the kernel fail operations that have to wait.
                 super::set_nonblocking(super::raw(descriptor), false);
-                Ok(Registration::Uring)
+                Ok(Registration::Uring(AtomicBool::new(false)))
             }
             Self::Epoll(lane) => lane
                 .register(descriptor, kind)

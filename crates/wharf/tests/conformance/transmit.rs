@@ -468,7 +468,7 @@ fn any_transmission_arrives() {
         let content = pattern(0, 600_000);
         let file = file(&folder, "content", &content);
         let port = port(2);
-        let mut runner = TestRunner::new(ProptestConfig::with_cases(40));
+        let mut runner = TestRunner::new(ProptestConfig::with_cases(24));
         let outcome = runner.run(&all, |(transmissions, small, reads)| {
             let t = std::time::Instant::now();
             let (stream, mut peer) = pair(&port);

@@ -12,7 +12,10 @@ use super::{
     progress::{fail, go_on},
 };
 use crate::{
-    raw::operation::{NO_BUFFER, Operation},
+    raw::{
+        Handle,
+        operation::{NO_BUFFER, Operation},
+    },
     sys::{Step, pool::Pool},
 };
 
@@ -54,8 +57,6 @@ pub struct Transmission {
     limit: usize,
     /// Nothing speaks against passing the file's pages on.
     passes: bool,
-    /// The socket will not keep a thread waiting that passes pages on.
-    hurries: bool,
     /// Why it is over.
     errno: i32,
     header: libc::msghdr,
@@ -111,7 +112,6 @@ impl Transmission {
             filled: 0,
             limit: CHUNK,
             passes: true,
-            hurries: false,
             errno: 0,
             // SAFETY: plain integers and pointers, for which zero is a value.
             header: unsafe { zeroed() },
@@ -171,7 +171,8 @@ impl Transmission {
     /// # Safety
     ///
     /// The head's bytes are valid, and the file is open.
-    unsafe fn pass(&mut self, socket: RawDescriptor) -> usize {
+    unsafe fn pass(&mut self, handle: &Handle) -> usize {
+        let socket = handle.fd();
         let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(PASSED_MAX);
         // Nothing keeps sendfile from raising the signal for a peer that is gone.
         if !self.passes || wanted < PASSED_MIN || !ignores_broken_pipes() {
@@ -191,8 +192,7 @@ impl Transmission {
         if wanted > AHEAD && !self.in_memory(last) {
             return 0;
         }
-        self.hurries = self.hurries || never_waits_long(socket);
-        if !self.hurries {
+        if !handle.registration().hurry(socket) {
             return 0;
         }
         let mut sent = 0;
@@ -334,7 +334,7 @@ fn room(socket: RawDescriptor) -> Option<usize> {
 
 /// Lets a call that would wait for room in a socket wait for a tick only. What this library calls
 /// does not wait anyway.
-fn never_waits_long(socket: RawDescriptor) -> bool {
+pub(crate) fn never_waits_long(socket: RawDescriptor) -> bool {
     let shortest = libc::timeval { tv_sec: 0, tv_usec: 1 };
     let length = libc::socklen_t::try_from(size_of_val(&shortest)).unwrap_or(0);
     // SAFETY: the structure lives across the call.
@@ -412,7 +412,7 @@ impl Chunks {
         if transmission.step == Next::Read && op.buffer == NO_BUFFER {
             // SAFETY: an operation in flight has a handle, which outlives it, and what it sends
             // is there as long (the contract of start).
-            op.bytes += unsafe { transmission.pass((*op.handle).fd()) };
+            op.bytes += unsafe { transmission.pass(&*op.handle) };
         }
         if !transmission.needs_buffer() {
             return true;
