@@ -83,7 +83,7 @@ impl Alarm {
         let after = Duration::from_nanos(after);
         let value = libc::timespec {
             tv_sec: libc::time_t::try_from(after.as_secs()).unwrap_or(libc::time_t::MAX),
-            tv_nsec: after.subsec_nanos().into(),
+            tv_nsec: after.subsec_nanos().cast_signed().into(),
         };
         let time = libc::itimerspec { it_interval: none, it_value: value };
         // SAFETY: the time lives across the call, and the former one is not asked for.
@@ -148,7 +148,7 @@ impl Ear<'_> {
         let mut both = [poll(self.0.timer.as_raw_fd()), poll(self.0.bell.0.as_raw_fd())];
         let timeout = timeout.map(|timeout| libc::timespec {
             tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
-            tv_nsec: timeout.subsec_nanos().into(),
+            tv_nsec: timeout.subsec_nanos().cast_signed().into(),
         });
         let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
         // SAFETY: the two structures and the time live across the call.
@@ -174,5 +174,43 @@ impl Ear<'_> {
 impl Drop for Ear<'_> {
     fn drop(&mut self) {
         self.0.heard.store(false, Ordering::SeqCst);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Would catch: a second who may listen because a third was refused. Of two, one would sleep
+    /// through the bell.
+    #[test]
+    fn one_at_a_time_listens() {
+        let alarm = Alarm::new().unwrap();
+        let ear = alarm.listen().unwrap();
+        for _ in 0..2 {
+            assert!(alarm.listen().is_none());
+            assert!(alarm.is_heard());
+        }
+        drop(ear);
+        assert!(alarm.listen().is_some());
+    }
+
+    /// Would catch: an alarm that is taken for a bell, or the other way round; one that is off and
+    /// counts as set; one that goes off at the time from which it was put off.
+    #[test]
+    fn it_goes_off_once_and_not_before_its_time() {
+        let alarm = Alarm::new().unwrap();
+        let ear = alarm.listen().unwrap();
+        alarm.ring();
+        assert!(!ear.wait(None), "that was the bell");
+        alarm.set(Duration::from_millis(1));
+        let due = alarm.due().unwrap();
+        let later = due + 20_000_000;
+        assert!(alarm.put_off(due, later));
+        assert!(!alarm.put_off(due, later + 1), "somebody else has");
+        while !ear.wait(None) {}
+        assert!(alarm.now() >= later);
+        assert!(!alarm.is_set());
+        assert!(!ear.wait(Some(Duration::from_millis(1))), "it goes off once");
     }
 }
