@@ -9,8 +9,9 @@ use crate::error::{Error, ErrorKind, Result};
 #[non_exhaustive]
 pub enum Driver {
     /// The best one that this machine allows: io_uring, or epoll where io_uring is refused; on
-    /// Windows its completion ports. The environment variable `WHARF_DRIVER` (`auto`, `uring` or
-    /// `epoll`) decides otherwise.
+    /// Windows its completion ports, and for [`crate::rio`] its Registered I/O where that is. The
+    /// environment variable `WHARF_DRIVER` (`auto`, `uring`, `epoll`, `iocp` or `rio`) decides
+    /// otherwise.
     #[default]
     Auto,
     /// io_uring, or no port.

@@ -212,7 +212,7 @@ impl Socket {
             // else can name while the kernel has the call.
             let begun = unsafe {
                 self.start(call, |socket, call| {
-                    let Some(request) = &(*call).request else { return Ok(()) };
+                    let Some(request) = &(*call).request else { return Err(nothing()) };
                     let (start, room) = (request.slice.start(), request.slice.capacity());
                     if plain {
                         let (room, flags) = (socket::slice(start, room), &raw mut (*call).flags);
@@ -398,7 +398,7 @@ impl Socket {
             // else can name while the kernel has the call; no more is sent than the slice holds.
             let begun = unsafe {
                 self.start(call, |socket, call| {
-                    let Some(request) = &(*call).request else { return Ok(()) };
+                    let Some(request) = &(*call).request else { return Err(nothing()) };
                     let left = request.slice.len() - (*call).sent;
                     let rest = request.slice.start().add((*call).sent);
                     udp::send(socket, &raw mut (*call).header, rest, left, call.cast())
@@ -599,10 +599,15 @@ impl Socket {
             Direction::Send => {
                 pending.sent += bytes;
                 let left = pending.sent < pending.request.slice.len();
-                if code == 0 && left && !self.closing {
+                if code == 0 && left && !self.closing && !self.stream {
                     return self.send_registered(pending, false, desk);
                 }
-                let code = if code == 0 && left { CANCELLED } else { code };
+                let code = match code {
+                    0 if left && self.closing => CANCELLED,
+                    // The rest of a stream's could only follow what was sent meanwhile.
+                    0 if left => FAILED,
+                    code => code,
+                };
                 self.end_registered(pending, code, 0, desk);
             }
         }
@@ -698,6 +703,11 @@ fn parts(
         }
     }
     (parts, count)
+}
+
+/// A call for datagrams that has none: there are no such.
+fn nothing() -> io::Error {
+    io::ErrorKind::InvalidInput.into()
 }
 
 /// Whether a send that has failed can be tried once more.
