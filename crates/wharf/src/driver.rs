@@ -16,8 +16,8 @@ pub enum Driver {
     Auto,
     /// io_uring, or no port.
     Uring,
-    /// epoll, also where io_uring is to be had. It takes about a tenth less processor time where one
-    /// connection at a time is busy; with many, io_uring takes no more.
+    /// epoll, also where io_uring is to be had. It takes about a tenth less processor time where
+    /// one connection at a time is busy; with many, io_uring takes no more.
     Epoll,
     /// The completion ports of Windows.
     Iocp,

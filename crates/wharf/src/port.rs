@@ -1014,7 +1014,8 @@ impl<K, M> Drop for Owner<K, M> {
         let shared = &self.shared;
         shared.close();
         let left = shared.raw.drain(DRAIN_PATIENCE, &mut |completion| {
-            // Dropping the packet frees the buffer and lets the handle go. What goes on comes again.
+            // Dropping the packet frees the buffer and lets the handle go. What goes on comes
+            // again.
             if !completion.more {
                 drop(shared.packet(completion, None));
             }

@@ -7,9 +7,9 @@
 //!
 //! The pace is slow until a block is seen, fast while blocks keep coming, and nothing at all once
 //! no worker has run for a while. While it is slow, workers that get on put the next look off: each
-//! says when it last came back from the kernel, and a look is due only so long after the earliest of
-//! them. Waking somebody to look costs several times as much, so nobody is woken as long as all get
-//! on.
+//! says when it last came back from the kernel, and a look is due only so long after the earliest
+//! of them. Waking somebody to look costs several times as much, so nobody is woken as long as all
+//! get on.
 
 use std::{
     collections::HashMap,

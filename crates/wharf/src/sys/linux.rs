@@ -48,8 +48,8 @@ impl Registration {
         }
     }
 
-    /// Sees to it that a call which waits for room in the socket, whatever was found out before, does
-    /// not do so for long.
+    /// Sees to it that a call which waits for room in the socket, whatever was found out before,
+    /// does not do so for long.
     pub(crate) fn hurry(&self, socket: RawDescriptor) -> bool {
         match self {
             // It is non-blocking.

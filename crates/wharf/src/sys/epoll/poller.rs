@@ -223,8 +223,8 @@ impl Waker {
     /// For whoever has been woken, before it looks for what it was woken for: a wake-up that comes
     /// while this one is being cleared may be taken for it.
     pub(crate) fn clear(&self) {
-        // Whoever raised it may have been slow to write: then it was cleared before it was written to,
-        // and only the poller knows.
+        // Whoever raised it may have been slow to write: then it was cleared before it was written
+        // to, and only the poller knows.
         let reported = self.reported.load(Ordering::Relaxed);
         if !self.raised.load(Ordering::SeqCst) && !reported {
             return;
