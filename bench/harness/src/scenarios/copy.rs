@@ -62,7 +62,8 @@ threads that write to the disk later."
 
     fn parameters(&self) -> Vec<Parameter> {
         vec![
-            Parameter::other("size", "MiB in the file", "# MiB", &[3072], &[256]),
+            // More, and a machine with 16 GiB makes programs wait for the disk while they write.
+            Parameter::other("size", "MiB in the file", "# MiB", &[2048], &[256]),
             Parameter::other("sync", "1: until it is on the disk", "sync #", &[0, 1], &[0]),
         ]
     }
