@@ -530,6 +530,7 @@ fn wget_is_content() {
 }
 
 /// A page that fetches files, and says what it makes of them.
+#[cfg(unix)]
 const PAGE: &str = r#"<!doctype html><title>page</title><p id="said"></p><script>
 function bytes(path, range) {
     const request = new XMLHttpRequest();
