@@ -875,6 +875,19 @@ impl<K, M> PortShared<K, M> {
                     let op = Op::Recv { stream: Stream::from_shared(handle), buf };
                     return Wait::Packet(Packet { op, result, bytes, context, more, turn });
                 }
+                Payload::Read(buf, _) => {
+                    let mut buf = std::mem::take(buf);
+                    if let Some(pooled) = completion.buffer.take() {
+                        buf = Buf::from(pooled);
+                    } else {
+                        // SAFETY: as above.
+                        unsafe { buf.set_filled(bytes) };
+                    }
+                    // SAFETY: as above.
+                    unsafe { self.put_block(block) };
+                    let op = Op::Read { file: File::from_shared(handle), buf };
+                    return Wait::Packet(Packet { op, result, bytes, context, more, turn });
+                }
                 Payload::Send(buf) => {
                     let buf = std::mem::take(buf);
                     // SAFETY: as above.
