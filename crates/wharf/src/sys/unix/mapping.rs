@@ -30,7 +30,7 @@ impl Mapping {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing.
         let address =
-            unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, fd, offset) };
+            unsafe { libc::mmap64(std::ptr::null_mut(), length, protection, flags, fd, offset) };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }

@@ -137,9 +137,9 @@ pub(crate) struct Identity {
 impl Identity {
     pub(crate) fn of(descriptor: &OwnedDescriptor) -> io::Result<Self> {
         // SAFETY: plain integers, for which zero is a value.
-        let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+        let mut stat: libc::stat64 = unsafe { std::mem::zeroed() };
         // SAFETY: the structure lives across the call, the descriptor is open.
-        if unsafe { libc::fstat(descriptor.as_raw_fd(), &raw mut stat) } != 0 {
+        if unsafe { libc::fstat64(descriptor.as_raw_fd(), &raw mut stat) } != 0 {
             return Err(io::Error::last_os_error());
         }
         let kind = match stat.st_mode & libc::S_IFMT {

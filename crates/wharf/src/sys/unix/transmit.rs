@@ -151,7 +151,7 @@ impl Transmission {
         let offset = self.offset.cast_signed();
         // SAFETY: the caller's promise.
         let read =
-            unsafe { libc::preadv2(self.file, &raw const room, 1, offset, libc::RWF_NOWAIT) };
+            unsafe { libc::preadv64v2(self.file, &raw const room, 1, offset, libc::RWF_NOWAIT) };
         if let Ok(read) = usize::try_from(read)
             && read > 0
         {
@@ -258,7 +258,7 @@ impl Transmission {
         let room = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
         let (at, flags) = (at.cast_signed(), libc::RWF_NOWAIT);
         // SAFETY: the byte lives across the call.
-        unsafe { libc::preadv2(self.file, &raw const room, 1, at, flags) == 1 }
+        unsafe { libc::preadv64v2(self.file, &raw const room, 1, at, flags) == 1 }
     }
 
     /// The message to send next, and its flags.

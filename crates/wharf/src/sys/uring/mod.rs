@@ -819,9 +819,10 @@ fn monotonic_after(delay: Duration) -> [i64; 2] {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the structure lives across the call.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    let nanos = now.tv_nsec + i64::from(delay.subsec_nanos());
-    let seconds = i64::try_from(delay.as_secs()).unwrap_or(i64::MAX / 4).min(i64::MAX / 4);
-    [now.tv_sec + seconds + nanos / 1_000_000_000, nanos % 1_000_000_000]
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let nanos = u32::try_from(now.tv_nsec).unwrap_or(0);
+    let due = Duration::new(seconds, nanos).saturating_add(delay);
+    [i64::try_from(due.as_secs()).unwrap_or(i64::MAX), i64::from(due.subsec_nanos())]
 }
 
 /// Whether io_uring cannot be had here, for a reason that lies in the machine: not for want of

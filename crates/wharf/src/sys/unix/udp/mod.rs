@@ -176,15 +176,18 @@ pub(crate) fn join_source(
         group: Storage,
         source: Storage,
     }
-    /// `struct sockaddr_storage`.
-    #[repr(C, align(8))]
-    struct Storage([u8; ADDRESS_ROOM]);
+    /// `struct sockaddr_storage`, which is aligned like a `long`.
+    #[repr(C)]
+    struct Storage {
+        aligned: [usize; 0],
+        bytes: [u8; ADDRESS_ROOM],
+    }
     const _: () = assert!(size_of::<Membership>() == size_of::<libc::group_source_req>());
     impl Storage {
         fn of(address: IpAddr) -> Self {
             let mut bytes = [0; ADDRESS_ROOM];
             write_address(SocketAddr::new(address, 0), &mut bytes);
-            Self(bytes)
+            Self { aligned: [], bytes }
         }
     }
 
