@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The full report, for docs/bench: everything is measured, in some 25 minutes on two CPUs, and written as
+# The full report, for docs/bench: everything is measured, in some 30 minutes on two CPUs, and written as
 # figures (JSON), as a page (HTML), and as those plots that the README shows. On a machine that has
 # nothing else to do: the report says so where it had.
 #
