@@ -21,11 +21,12 @@ pub const WHARF: &str = "wharf";
 
 /// The services that wharf's program offers, and what it is started with for each. What it has no
 /// command for, `rival-wharf` offers. Design `epoll` is the same on the driver for machines that
-/// refuse io_uring.
+/// refuse io_uring; `unwatched` has no worker beyond those that may run, so that nobody keeps watch.
 const WHARF_SERVICES: &[(&str, &[&str])] = &[
     ("echo", &["serve", "--tcp", "127.0.0.1:0", "--service", "echo"]),
     ("block", &["serve", "--tcp", "127.0.0.1:0", "--service", "block"]),
     ("echo:epoll", &["serve", "--tcp", "127.0.0.1:0", "--service", "echo"]),
+    ("echo:unwatched", &["serve", "--tcp", "127.0.0.1:0", "--service", "echo"]),
     ("block:epoll", &["serve", "--tcp", "127.0.0.1:0", "--service", "block"]),
     ("work", &["serve", "--tcp", "127.0.0.1:0", "--service", "work"]),
     // The scenario adds the folder.
@@ -308,7 +309,8 @@ impl Candidate {
         if let Some(args) = example {
             command.args(args).arg("--json");
         } else if let Some(args) = own {
-            let workers = start.wharf_workers.max(threads).to_string();
+            let spare = if self.service.ends_with(":unwatched") { 0 } else { start.wharf_workers };
+            let workers = spare.max(threads).to_string();
             command.args(args).arg("--json");
             if args[0] == "serve" {
                 command.args(["--concurrency", &threads.to_string(), "--workers", &workers]);

@@ -227,13 +227,14 @@ impl Outcome {
         &self.metrics[0]
     }
 
-    /// How many windows the one has that has the fewest.
-    fn rounds_min(&self) -> usize {
+    /// How many windows the one has that has the most.
+    fn rounds_most(&self) -> usize {
         let figures = self.rows.iter().filter_map(|it| it.figures.get(&*self.headline().key));
-        figures.map(|it| it.values.len()).min().unwrap_or(0)
+        figures.map(|it| it.values.len()).max().unwrap_or(0)
     }
 
-    /// Gives everybody a place, unless the machine was too noisy for that.
+    /// Gives everybody a place, unless the machine was too noisy for that. Who has failed so often
+    /// that hardly a window is left has none.
     pub fn rank(&mut self) {
         let slowest = Spread::of(self.calibration.iter().map(|it| it.cpu_ns as f64).collect());
         self.unranked = if let Some(others) =
@@ -244,13 +245,15 @@ impl Outcome {
         } else if let Some(work) = slowest.filter(|it| it.max > it.min * CALIBRATION_MAX) {
             let ratio = work.max / work.min;
             Some(format!("the same work took up to {ratio:.1} times as long as at other moments"))
-        } else if self.rounds_min() < ROUNDS_MIN {
+        } else if self.rounds_most() < ROUNDS_MIN {
             Some(format!("fewer than {ROUNDS_MIN} rounds say nothing about the spread"))
         } else {
             None
         };
         let headline = self.headline().clone();
-        let figures: Vec<_> = self.rows.iter().map(|it| it.figures.get(&*headline.key)).collect();
+        let enough = |it: &&Spread| it.values.len() >= ROUNDS_MIN;
+        let figures = self.rows.iter().map(|it| it.figures.get(&*headline.key).filter(enough));
+        let figures: Vec<_> = figures.collect();
         let ranks = ranks(&figures, headline.better);
         for (row, rank) in self.rows.iter_mut().zip(ranks) {
             row.rank = rank.filter(|_| self.unranked.is_none());

@@ -83,7 +83,7 @@ pub(super) fn sorted<'a>(outcome: &'a Outcome, metric: &Metric) -> Vec<&'a Row> 
         (Some(it), Better::Less) => it.median,
         (Some(it), Better::More) => -it.median,
     };
-    let place = |row: &Row| row.rank.filter(|_| placed);
+    let place = |row: &Row| row.rank.filter(|_| placed).unwrap_or(usize::MAX);
     let mut rows: Vec<_> = outcome.rows.iter().collect();
     rows.sort_by(|one, other| {
         place(one).cmp(&place(other)).then_with(|| worth(one).total_cmp(&worth(other)))
@@ -155,6 +155,46 @@ pub(super) fn noise(outcome: &Outcome) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metric::CPU_NS;
+
+    /// One who fails in nearly every window is not placed, and takes nobody's place.
+    #[test]
+    fn few_windows_are_no_place() {
+        let row = |name: &str, values: &[f64]| Row {
+            name: name.to_owned(),
+            failure: None,
+            figures: Spread::of(values.to_vec())
+                .map(|it| (CPU_NS.key.to_string(), it))
+                .into_iter()
+                .collect(),
+            rank: None,
+            latencies: Vec::new(),
+        };
+        let rows = vec![
+            row("failing", &[1.0]),
+            row("slow", &[20.0, 21.0, 22.0]),
+            row("fast", &[10.0, 11.0, 12.0]),
+        ];
+        let mut outcome = Outcome {
+            scenario: "echo".to_owned(),
+            title: "echo".to_owned(),
+            point: [].into(),
+            command: String::new(),
+            metrics: vec![CPU_NS.clone()],
+            baseline: None,
+            plots: Vec::new(),
+            rows,
+            calibration: Vec::new(),
+            others: None,
+            unranked: None,
+        };
+        outcome.rank();
+        let rows = sorted(&outcome, &CPU_NS);
+        let places: Vec<_> = rows.iter().map(|it| (&*it.name, place(&outcome, it))).collect();
+        let expected = [("fast", "1."), ("slow", "2."), ("failing", "?")];
+        assert_eq!(places, expected.map(|(name, place)| (name, place.to_owned())));
+        assert_eq!(outcome.unranked, None);
+    }
 
     #[test]
     fn bars_have_eighths() {
