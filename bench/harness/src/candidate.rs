@@ -21,7 +21,7 @@ pub const WHARF: &str = "wharf";
 
 /// The services that wharf's program offers, and what it is started with for each. What it has no
 /// command for, `rival-wharf` offers. Design `epoll` is the same on the driver for machines that
-/// refuse io_uring; `unwatched` has no worker beyond those that may run, so that nobody keeps watch.
+/// refuse io_uring; `unwatched` has no worker beyond those that may run: nobody keeps watch.
 const WHARF_SERVICES: &[(&str, &[&str])] = &[
     ("echo", &["serve", "--tcp", "127.0.0.1:0", "--service", "echo"]),
     ("block", &["serve", "--tcp", "127.0.0.1:0", "--service", "block"]),
