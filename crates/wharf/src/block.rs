@@ -343,9 +343,7 @@ impl<K, M> Block<K, M> {
         // SAFETY: the caller's promise; the header is the block's first field.
         drop(unsafe { Box::from_raw(block.cast::<Self>()) });
     }
-}
 
-impl<K, M> Block<K, M> {
     /// Puts into an idle block what its next operation works with.
     #[inline]
     fn fill(&mut self, payload: Payload, context: Option<M>) -> OpId {

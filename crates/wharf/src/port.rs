@@ -848,7 +848,8 @@ impl<K, M> PortShared<K, M> {
             // The block is in flight again: nothing of it may be touched. Only these go on.
             let Some(handle) = kept else { unreachable!("kept when it went on") };
             let payload = repeated(completion);
-            return self.packet_of(completion, handle, payload, None);
+            let end = ended(completion, &payload, &handle);
+            return packet_of(completion, handle, payload, end, None);
         }
         let block = operation.cast::<Block<K, M>>();
         // SAFETY: its last completion gives the block to us.
@@ -858,52 +859,40 @@ impl<K, M> PortShared<K, M> {
             return unsafe { self.posted(completion) };
         };
         let context = fields.context.take();
-        if status == 0 && !completion.serial {
-            let turn = Turn(None);
-            let result = Ok(bytes);
-            match &mut fields.payload {
-                Payload::Recv(buf, _) => {
-                    let mut buf = std::mem::take(buf);
-                    if let Some(pooled) = completion.buffer.take() {
-                        buf = Buf::from(pooled);
-                    } else {
-                        // SAFETY: so many bytes have been written from the start of its room on.
-                        unsafe { buf.set_filled(bytes) };
-                    }
-                    // SAFETY: the block is ours, and was taken from this port.
-                    unsafe { self.put_block(block) };
-                    let op = Op::Recv { stream: Stream::from_shared(handle), buf };
-                    return Wait::Packet(Packet { op, result, bytes, context, more, turn });
-                }
-                Payload::Read(buf, _) => {
-                    let mut buf = std::mem::take(buf);
-                    if let Some(pooled) = completion.buffer.take() {
-                        buf = Buf::from(pooled);
-                    } else {
-                        // SAFETY: as above.
-                        unsafe { buf.set_filled(bytes) };
-                    }
-                    // SAFETY: as above.
-                    unsafe { self.put_block(block) };
-                    let op = Op::Read { file: File::from_shared(handle), buf };
-                    return Wait::Packet(Packet { op, result, bytes, context, more, turn });
-                }
-                Payload::Send(buf) => {
-                    let buf = std::mem::take(buf);
-                    // SAFETY: as above.
-                    unsafe { self.put_block(block) };
-                    let op = Op::Send { stream: Stream::from_shared(handle), buf };
-                    return Wait::Packet(Packet { op, result, bytes, context, more, turn });
-                }
-                _ => {}
+        let (result, turn) = ended(completion, &fields.payload, &handle);
+        match &mut fields.payload {
+            Payload::Recv(buf, _) => {
+                // SAFETY: this is the operation's last completion, which says what was written.
+                let buf = unsafe { filled(buf, completion) };
+                // SAFETY: the block is ours, and was taken from this port.
+                unsafe { self.put_block(block) };
+                let op = Op::Recv { stream: Stream::from_shared(handle), buf };
+                Wait::Packet(Packet { op, result, bytes, context, more, turn })
+            }
+            Payload::Read(buf, _) => {
+                // SAFETY: as above.
+                let buf = unsafe { filled(buf, completion) };
+                // SAFETY: as above.
+                unsafe { self.put_block(block) };
+                let op = Op::Read { file: File::from_shared(handle), buf };
+                Wait::Packet(Packet { op, result, bytes, context, more, turn })
+            }
+            Payload::Send(buf) => {
+                let buf = std::mem::take(buf);
+                // SAFETY: as above.
+                unsafe { self.put_block(block) };
+                let op = Op::Send { stream: Stream::from_shared(handle), buf };
+                Wait::Packet(Packet { op, result, bytes, context, more, turn })
+            }
+            payload => {
+                let mut payload = std::mem::replace(payload, Payload::Idle);
+                // SAFETY: as above.
+                unsafe { payload.settle(bytes, status) };
+                // SAFETY: as above.
+                unsafe { self.put_block(block) };
+                packet_of(completion, handle, payload, (result, turn), context)
             }
         }
-        let mut payload = std::mem::replace(&mut fields.payload, Payload::Idle);
-        // SAFETY: this is the operation's last completion, which says what was written.
-        unsafe { payload.settle(bytes, status) };
-        // SAFETY: as above.
-        unsafe { self.put_block(block) };
-        self.packet_of(completion, handle, payload, context)
     }
 
     /// The packet of what was posted, or of a notification.
@@ -927,78 +916,100 @@ impl<K, M> PortShared<K, M> {
         let (op, turn) = (Op::Posted(value), Turn(None));
         Wait::Packet(Packet { op, result, bytes, context: None, more, turn })
     }
+}
 
-    /// The packet of an operation on a handle, from what was in its block.
-    fn packet_of(
-        &self,
-        completion: &mut Completion,
-        handle: Arc<HandleShared<K, M>>,
-        payload: Payload,
-        context: Option<M>,
-    ) -> Wait<Packet<K, M>> {
-        let Completion { bytes, status, more, .. } = *completion;
-        let buffer = completion.buffer.take();
-        let result = match status {
-            0 => Ok(bytes),
-            _ => Err(payload.error(status, &handle.raw)),
-        };
-        let serial = completion.serial.then(|| handle.clone());
-        let (stream, file) = (Stream::from_shared, File::from_shared);
-        let op = match payload {
-            Payload::Recv(buf, _) => {
-                Op::Recv { stream: stream(handle), buf: buffer.map_or(buf, Buf::from) }
-            }
-            Payload::RecvEach => {
-                let buf = buffer.map_or_else(Buf::pooled, Buf::from);
-                Op::Recv { stream: stream(handle), buf }
-            }
-            Payload::Send(buf) => Op::Send { stream: stream(handle), buf },
-            Payload::SendVectored(vectored) => {
-                Op::SendVectored { stream: stream(handle), bufs: vectored.bufs }
-            }
-            Payload::Transmit(transmit) => Op::Transmit { stream: stream(handle), transmit },
-            Payload::RecvMessage(buf, parcel) => {
-                let buf = buffer.map_or(buf, Buf::from);
-                let datagram = parcel.is_datagram();
-                let message = Ancillary::new(parcel);
-                if datagram {
-                    Op::RecvDatagram { socket: Datagram::from_shared(handle), buf, message }
-                } else {
-                    Op::RecvMessage { stream: stream(handle), buf, message }
-                }
-            }
-            Payload::SendMessage(buf, parcel) if parcel.is_datagram() => {
-                Op::SendDatagram { socket: Datagram::from_shared(handle), buf }
-            }
-            Payload::SendMessage(buf, _) => Op::Send { stream: stream(handle), buf },
-            Payload::Accept { .. } => accept(handle, completion.accepted.take(), None),
-            Payload::AcceptFirst(buf) => accept(handle, completion.accepted.take(), Some(buf)),
-            Payload::Connect(_) => Op::Connect { stream: stream(handle) },
-            #[cfg(windows)]
-            Payload::ServePipe => Op::Connect { stream: stream(handle) },
-            #[cfg(windows)]
-            Payload::Disconnect(_) => Op::Shutdown { stream: stream(handle) },
-            Payload::Shutdown(_) => Op::Shutdown { stream: stream(handle) },
-            Payload::Read(buf, _) => {
-                Op::Read { file: file(handle), buf: buffer.map_or(buf, Buf::from) }
-            }
-            Payload::ReadVectored(vectored, _) => {
-                Op::ReadVectored { file: file(handle), bufs: vectored.bufs }
-            }
-            Payload::Write(buf, _) => Op::Write { file: file(handle), buf },
-            Payload::WriteVectored(vectored, _) => {
-                Op::WriteVectored { file: file(handle), bufs: vectored.bufs }
-            }
-            Payload::Sync { .. } => Op::Sync { file: file(handle) },
-            Payload::Allocate { .. } => Op::Allocate { file: file(handle) },
-            Payload::Truncate(_) => Op::SetLen { file: file(handle) },
-            Payload::Udp(work) => work.into_op(handle, buffer, completion.told),
-            #[cfg(target_os = "linux")]
-            Payload::Notified(_) => unreachable!("never a handle of the port's"),
-            Payload::Idle | Payload::Posted => unreachable!("never started on a handle"),
-        };
-        Wait::Packet(Packet { op, result, bytes, context, more, turn: Turn(serial) })
+/// How an operation has ended, and the turn that its packet has.
+#[inline]
+fn ended<K, M>(
+    completion: &Completion,
+    payload: &Payload,
+    handle: &Arc<HandleShared<K, M>>,
+) -> (Result<usize>, Turn<K, M>) {
+    let result = match completion.status {
+        0 => Ok(completion.bytes),
+        status => Err(payload.error(status, &handle.raw)),
+    };
+    (result, Turn(completion.serial.then(|| handle.clone())))
+}
+
+/// The buffer with what was received or read: one of the pool's, or the operation's own.
+///
+/// # Safety
+///
+/// As many bytes as the completion says have been written from the start of its own room on, if
+/// there is none of the pool's.
+#[inline]
+unsafe fn filled(buf: &mut Buf, completion: &mut Completion) -> Buf {
+    let mut own = std::mem::take(buf);
+    if let Some(pooled) = completion.buffer.take() {
+        return Buf::from(pooled);
     }
+    // SAFETY: the caller's promise.
+    unsafe { own.set_filled(completion.bytes) };
+    own
+}
+
+/// The packet of an operation on a handle, from what was in its block.
+fn packet_of<K, M>(
+    completion: &mut Completion,
+    handle: Arc<HandleShared<K, M>>,
+    payload: Payload,
+    (result, turn): (Result<usize>, Turn<K, M>),
+    context: Option<M>,
+) -> Wait<Packet<K, M>> {
+    let Completion { bytes, more, .. } = *completion;
+    let buffer = completion.buffer.take();
+    let (stream, file) = (Stream::from_shared, File::from_shared);
+    let op = match payload {
+        Payload::RecvEach => {
+            let buf = buffer.map_or_else(Buf::pooled, Buf::from);
+            Op::Recv { stream: stream(handle), buf }
+        }
+        Payload::SendVectored(vectored) => {
+            Op::SendVectored { stream: stream(handle), bufs: vectored.bufs }
+        }
+        Payload::Transmit(transmit) => Op::Transmit { stream: stream(handle), transmit },
+        Payload::RecvMessage(buf, parcel) => {
+            let buf = buffer.map_or(buf, Buf::from);
+            let datagram = parcel.is_datagram();
+            let message = Ancillary::new(parcel);
+            if datagram {
+                Op::RecvDatagram { socket: Datagram::from_shared(handle), buf, message }
+            } else {
+                Op::RecvMessage { stream: stream(handle), buf, message }
+            }
+        }
+        Payload::SendMessage(buf, parcel) if parcel.is_datagram() => {
+            Op::SendDatagram { socket: Datagram::from_shared(handle), buf }
+        }
+        Payload::SendMessage(buf, _) => Op::Send { stream: stream(handle), buf },
+        Payload::Accept { .. } => accept(handle, completion.accepted.take(), None),
+        Payload::AcceptFirst(buf) => accept(handle, completion.accepted.take(), Some(buf)),
+        Payload::Connect(_) => Op::Connect { stream: stream(handle) },
+        #[cfg(windows)]
+        Payload::ServePipe => Op::Connect { stream: stream(handle) },
+        #[cfg(windows)]
+        Payload::Disconnect(_) => Op::Shutdown { stream: stream(handle) },
+        Payload::Shutdown(_) => Op::Shutdown { stream: stream(handle) },
+        Payload::ReadVectored(vectored, _) => {
+            Op::ReadVectored { file: file(handle), bufs: vectored.bufs }
+        }
+        Payload::Write(buf, _) => Op::Write { file: file(handle), buf },
+        Payload::WriteVectored(vectored, _) => {
+            Op::WriteVectored { file: file(handle), bufs: vectored.bufs }
+        }
+        Payload::Sync { .. } => Op::Sync { file: file(handle) },
+        Payload::Allocate { .. } => Op::Allocate { file: file(handle) },
+        Payload::Truncate(_) => Op::SetLen { file: file(handle) },
+        Payload::Udp(work) => work.into_op(handle, buffer, completion.told),
+        #[cfg(target_os = "linux")]
+        Payload::Notified(_) => unreachable!("never a handle of the port's"),
+        Payload::Idle | Payload::Posted => unreachable!("never started on a handle"),
+        Payload::Recv(..) | Payload::Read(..) | Payload::Send(_) => {
+            unreachable!("made in place")
+        }
+    };
+    Wait::Packet(Packet { op, result, bytes, context, more, turn })
 }
 
 /// What an operation works with that goes on after this completion.
