@@ -10,7 +10,7 @@ use std::{
     net::Shutdown,
     ptr,
     sync::{
-        Arc,
+        Arc, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -23,7 +23,10 @@ use crate::{
     datagram::Parcel,
     error::{Error, ErrorKind, Refused},
     port::PortShared,
-    raw::{self, Datagram, Gather, Operation, Request, Slice, Started},
+    raw::{
+        self, Datagram, Gather, Operation, Request, Slice,
+        handle::{Attempted, Queues},
+    },
     sync::lock,
     sys::{self, Descriptor, Kind},
     transmit::Transmit,
@@ -126,19 +129,6 @@ pub struct OpId {
     flight: u64,
 }
 
-/// What starting an operation has done.
-#[derive(Debug)]
-pub(crate) enum Launched<M> {
-    Pending(OpId),
-    Completed { payload: Payload, bytes: usize, context: Option<M> },
-}
-
-/// What was in a block.
-struct Landed<M> {
-    payload: Payload,
-    context: Option<M>,
-}
-
 /// What an operation may be given beside its request.
 #[derive(Debug)]
 pub(crate) struct Extras<M> {
@@ -181,7 +171,7 @@ impl<K, M> HandleShared<K, M> {
         extras: Extras<M>,
     ) -> Result<OpId, Refused<Payload>> {
         let block = self.port.take_block();
-        self.start(block, payload, extras)
+        self.start(block, payload, extras, None)
     }
 
     /// Starts to send a datagram.
@@ -200,49 +190,61 @@ impl<K, M> HandleShared<K, M> {
             unsafe { self.port.put_block(block) };
             return Err(Refused { error, value: payload });
         }
-        self.start(block, payload, extras)
+        self.start(block, payload, extras, None)
     }
 
-    /// Completes an operation at once if it can be done without waiting, or starts it.
-    pub(crate) fn launch_or_complete(
+    /// Sends what a buffer holds if that can be done without waiting: neither a block nor a packet
+    /// is needed then. What is left is for [`Self::launch_rest`].
+    #[inline]
+    pub(crate) fn send_now(&self, buf: &Buf) -> Result<Attempted<'_>, Error> {
+        let request = Request::Send { buffer: buf.as_ptr(), length: buf.len() };
+        // SAFETY: the buffer is borrowed until this is over.
+        unsafe { self.raw.attempt(&request) }
+    }
+
+    /// Receives into a buffer of its own, likewise.
+    #[inline]
+    pub(crate) fn recv_now(&self, buf: &mut Buf) -> Result<Attempted<'_>, Error> {
+        let request = match buf.room() {
+            Some((buffer, length)) => Request::Receive { buffer, length, exact: false },
+            None => Request::ReceivePooled { repeat: false },
+        };
+        // SAFETY: the buffer is borrowed until this is over.
+        let attempted = unsafe { self.raw.attempt(&request) };
+        if let Ok(Attempted::Over(bytes)) = attempted {
+            // SAFETY: the kernel has written that many bytes from the room's start.
+            unsafe { buf.set_filled(bytes) };
+        }
+        attempted
+    }
+
+    /// Starts an operation of which so much has been done, with the queues that were left with it.
+    pub(crate) fn launch_rest(
         self: &Arc<Self>,
         payload: Payload,
         extras: Extras<M>,
-    ) -> Result<Launched<M>, Refused<Payload>> {
+        (state, done): (MutexGuard<'_, Queues>, usize),
+    ) -> Result<OpId, Refused<Payload>> {
         let block = self.port.take_block();
-        // SAFETY: an idle block of the port's is ours alone.
-        let id = unsafe { (*block).fill(payload, extras.context) };
-        // SAFETY: the block is filled, and ours alone.
-        match unsafe { self.fly(block, extras.deadline, extras.silent, true) } {
-            Ok(Started::Pending) => Ok(Launched::Pending(id)),
-            Ok(Started::Completed(bytes)) => {
-                // SAFETY: it is not in flight, so the block is ours alone again.
-                let mut landed = unsafe { self.land(block) };
-                // SAFETY: the kernel has written that many bytes from the room's start.
-                unsafe { landed.payload.settle(bytes, 0) };
-                let Landed { payload, context } = landed;
-                Ok(Launched::Completed { payload, bytes, context })
-            }
-            // SAFETY: it is not in flight, so the block is ours alone again.
-            Err(error) => Err(Refused { error, value: unsafe { self.land(block) }.payload }),
-        }
+        self.start(block, payload, extras, Some((state, done)))
     }
 
-    /// `block` is idle, and ours alone.
+    /// `block` is idle, and ours alone. `begun`: what is left of an attempt, and how much is done.
     #[inline]
     fn start(
         self: &Arc<Self>,
         block: *mut Block<K, M>,
         payload: Payload,
         extras: Extras<M>,
+        begun: Option<(MutexGuard<'_, Queues>, usize)>,
     ) -> Result<OpId, Refused<Payload>> {
         // SAFETY: the block is ours alone.
         let id = unsafe { (*block).fill(payload, extras.context) };
         // SAFETY: the block is filled, and ours alone.
-        match unsafe { self.fly(block, extras.deadline, extras.silent, false) } {
-            Ok(_) => Ok(id),
+        match unsafe { self.fly(block, extras.deadline, extras.silent, begun) } {
+            Ok(()) => Ok(id),
             // SAFETY: it is not in flight, so the block is ours alone again.
-            Err(error) => Err(Refused { error, value: unsafe { self.land(block) }.payload }),
+            Err(error) => Err(Refused { error, value: unsafe { self.land(block) } }),
         }
     }
 
@@ -256,8 +258,8 @@ impl<K, M> HandleShared<K, M> {
         block: *mut Block<K, M>,
         deadline: Option<Duration>,
         silent: bool,
-        attempt: bool,
-    ) -> Result<Started, Error> {
+        begun: Option<(MutexGuard<'_, Queues>, usize)>,
+    ) -> Result<(), Error> {
         // SAFETY: the caller's promise.
         let fields = unsafe { &mut *block };
         let request = fields.request(&self.raw)?;
@@ -266,7 +268,12 @@ impl<K, M> HandleShared<K, M> {
         // SAFETY: the block stays where it is, untouched, until its last completion; the buffers
         // that the request points into are in the block's payload, whose heap memory does not
         // move with it; and the block holds a reference to this handle.
-        unsafe { self.raw.begin(block.cast(), attempt) }
+        unsafe {
+            match begun {
+                None => self.raw.start(block.cast()),
+                Some((state, done)) => self.raw.begin(state, block.cast(), done),
+            }
+        }
     }
 
     /// Empties a block that is not in flight after all, and takes it back.
@@ -275,15 +282,14 @@ impl<K, M> HandleShared<K, M> {
     ///
     /// It is idle, and the caller's alone.
     #[cold]
-    unsafe fn land(&self, block: *mut Block<K, M>) -> Landed<M> {
+    unsafe fn land(&self, block: *mut Block<K, M>) -> Payload {
         // SAFETY: the caller's promise.
         let fields = unsafe { &mut *block };
         let payload = std::mem::replace(&mut fields.payload, Payload::Idle);
-        let context = fields.context.take();
-        fields.handle = None;
+        (fields.context, fields.handle) = (None, None);
         // SAFETY: as above; it was taken from this port.
         unsafe { self.port.put_block(block) };
-        Landed { payload, context }
+        payload
     }
 
     /// Asks for one operation to be cancelled.

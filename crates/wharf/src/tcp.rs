@@ -10,10 +10,11 @@ use std::{
 use socket2::{SockAddr, SockRef};
 
 use crate::{
-    block::{Extras, HandleShared, Launched, OpId, Payload, Vectored},
+    block::{Extras, HandleShared, OpId, Payload, Vectored},
     buf::Buf,
     error::{Error, ErrorKind, Refused, Result},
     port::PortShared,
+    raw::handle::Attempted,
     start::Start,
     sys::{Kind, OwnedSocket},
 };
@@ -98,19 +99,6 @@ fn refused(refused: Refused<Payload>) -> Refused<Buf> {
     Refused { error, value }
 }
 
-fn now<M>(launched: Launched<M>) -> Now<M> {
-    match launched {
-        Launched::Pending(id) => Now::Pending(id),
-        Launched::Completed { payload, bytes, context } => {
-            let buf = match payload {
-                Payload::Recv(buf, _) | Payload::Send(buf) => buf,
-                _ => Buf::default(),
-            };
-            Now::Completed { buf, bytes, context }
-        }
-    }
-}
-
 /// What became of an operation that was to be done at once if possible.
 #[derive(Debug)]
 #[expect(clippy::exhaustive_enums, reason = "these are all there are")]
@@ -158,8 +146,9 @@ impl<K, M> Start<'_, Stream<K, M>, M> {
     /// As for [`Stream::recv`]; and if it fails at once, without a packet. The buffer comes back.
     #[doc(alias = "FILE_SKIP_COMPLETION_PORT_ON_SUCCESS")]
     pub fn recv_now(self, buf: impl Into<Buf>) -> Result<Now<M>, Refused<Buf>> {
-        let payload = Payload::Recv(buf.into(), None);
-        self.handle.shared.launch_or_complete(payload, self.extras).map(now).map_err(refused)
+        let mut buf = buf.into();
+        let attempted = self.handle.shared.recv_now(&mut buf);
+        self.go_on(attempted, buf, |buf| Payload::Recv(buf, None))
     }
 
     /// Sends at once if all of it can be given to the kernel, without a packet; otherwise starts a
@@ -170,8 +159,29 @@ impl<K, M> Start<'_, Stream<K, M>, M> {
     /// As for [`Stream::send`]; and if it fails at once, without a packet. The buffer comes back.
     #[doc(alias = "FILE_SKIP_COMPLETION_PORT_ON_SUCCESS")]
     pub fn send_now(self, buf: impl Into<Buf>) -> Result<Now<M>, Refused<Buf>> {
-        let payload = Payload::Send(buf.into());
-        self.handle.shared.launch_or_complete(payload, self.extras).map(now).map_err(refused)
+        let buf = buf.into();
+        let attempted = self.handle.shared.send_now(&buf);
+        self.go_on(attempted, buf, Payload::Send)
+    }
+
+    /// What comes of an attempt: the rest of it is started.
+    #[inline]
+    fn go_on(
+        self,
+        attempted: Result<Attempted<'_>>,
+        buf: Buf,
+        payload: impl FnOnce(Buf) -> Payload,
+    ) -> Result<Now<M>, Refused<Buf>> {
+        match attempted {
+            Ok(Attempted::Over(bytes)) => {
+                Ok(Now::Completed { buf, bytes, context: self.extras.context })
+            }
+            Ok(Attempted::Left(state, done)) => {
+                let rest = self.handle.shared.launch_rest(payload(buf), self.extras, (state, done));
+                rest.map(Now::Pending).map_err(refused)
+            }
+            Err(error) => Err(Refused { error, value: buf }),
+        }
     }
 
     /// See [`Stream::recv_each`].

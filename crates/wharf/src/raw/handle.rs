@@ -8,12 +8,12 @@
 
 use std::{
     ptr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use super::{
     datagram::Datagrams,
-    operation::{Direction, NO_BUFFER, Operation, State},
+    operation::{Direction, NO_BUFFER, Operation, Request, State},
     port::{Entry, Shared},
 };
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
     sync::lock,
     sys::{
         self, Identity, Kind, NO_DESCRIPTOR, OwnedDescriptor, RawDescriptor, Registration, Step,
+        Tried,
     },
 };
 
@@ -254,8 +255,9 @@ impl Handle {
     #[doc(alias = "WSARecv")]
     #[doc(alias = "WSASend")]
     pub unsafe fn start(&self, operation: *mut Operation) -> Result<(), Error> {
-        // SAFETY: the caller's promise.
-        unsafe { self.begin(operation, false) }.map(drop)
+        let state = self.open()?;
+        // SAFETY: the caller's promise; and nothing of it has been done.
+        unsafe { self.begin(state, operation, 0) }
     }
 
     /// Completes a receive into a buffer of the caller's, or a send, at once if it can be done
@@ -271,26 +273,67 @@ impl Handle {
     /// As for [`Self::start`], if it is pending.
     #[doc(alias = "FILE_SKIP_COMPLETION_PORT_ON_SUCCESS")]
     pub unsafe fn start_or_complete(&self, operation: *mut Operation) -> Result<Started, Error> {
+        // SAFETY: the caller gives us the operation.
+        let op = unsafe { &*operation };
+        if op.state() != State::Idle {
+            return Err(Error::of(ErrorKind::Busy, "start"));
+        }
         // SAFETY: the caller's promise.
-        unsafe { self.begin(operation, true) }
+        match unsafe { self.attempt(&op.request) }? {
+            Attempted::Over(bytes) => Ok(Started::Completed(bytes)),
+            Attempted::Left(state, done) => {
+                // SAFETY: the caller's promise; and so much of it has been done.
+                unsafe { self.begin(state, operation, done) }?;
+                Ok(Started::Pending)
+            }
+        }
     }
 
-    /// See [`Self::start`] and, for `attempt`, [`Self::start_or_complete`].
-    ///
-    /// # Safety
-    ///
-    /// As there.
+    /// The queues, to put something into them.
     #[inline]
-    pub(crate) unsafe fn begin(
-        &self,
-        operation: *mut Operation,
-        attempt: bool,
-    ) -> Result<Started, Error> {
+    fn open(&self) -> Result<MutexGuard<'_, Queues>, Error> {
         self.port.check_process()?;
-        let mut state = lock(&self.state);
+        let state = lock(&self.state);
         if state.closing || self.port.closed() {
             return Err(Error::of(ErrorKind::Closed, "start"));
         }
+        Ok(state)
+    }
+
+    /// Does what a request asks for, if that can be done without waiting, and before its operation
+    /// exists.
+    ///
+    /// # Safety
+    ///
+    /// The request's pointers are good.
+    #[inline]
+    pub(crate) unsafe fn attempt(&self, request: &Request) -> Result<Attempted<'_>, Error> {
+        let mut state = self.open()?;
+        let direction = request.direction();
+        if state.queue(direction).busy() || state.length(direction) >= self.port.queue_limit() {
+            return Ok(Attempted::Left(state, 0));
+        }
+        // SAFETY: the caller's promise.
+        match unsafe { sys::attempt(self, request) } {
+            Tried::Over(Ok(bytes)) => Ok(Attempted::Over(bytes)),
+            Tried::Over(Err(error)) => Err(Error::from_io(&error, "start")),
+            Tried::Left(done) => Ok(Attempted::Left(state, done)),
+        }
+    }
+
+    /// Starts an operation of whose request so many bytes have been done, with what `open` or
+    /// `attempt` has given.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::start`].
+    #[inline]
+    pub(crate) unsafe fn begin(
+        &self,
+        mut state: MutexGuard<'_, Queues>,
+        operation: *mut Operation,
+        done: usize,
+    ) -> Result<(), Error> {
         // SAFETY: the caller gives us the operation.
         let op = unsafe { &mut *operation };
         if op.state() != State::Idle {
@@ -301,6 +344,7 @@ impl Handle {
             return Err(Error::of(ErrorKind::QueueFull, "start"));
         }
         op.begin(self, direction);
+        op.bytes = done;
         let mut foreign = None;
         let queue = state.queue(direction);
         if queue.busy() {
@@ -308,13 +352,6 @@ impl Handle {
             // SAFETY: it is alive (the caller's promise) and was idle, so it is in no list.
             unsafe { queue.append(operation) };
         } else {
-            // SAFETY: the caller's promise makes the request's pointers good.
-            if attempt && let Some(result) = unsafe { sys::attempt(op) } {
-                return match result {
-                    Ok(bytes) => Ok(Started::Completed(bytes)),
-                    Err(error) => Err(Error::from_io(&error, "start")),
-                };
-            }
             match direction {
                 // SAFETY: as above.
                 Direction::Unordered => unsafe { queue.append(operation) },
@@ -337,7 +374,7 @@ impl Handle {
                 && unsafe { self.try_at_once(&mut state, operation) }
             {
                 self.port.count_started();
-                return Ok(Started::Pending);
+                return Ok(());
             }
             // SAFETY: as above.
             match unsafe { self.submit(&mut state, operation) } {
@@ -358,7 +395,7 @@ impl Handle {
         self.port.count_started();
         drop(state);
         self.port.submit_for(foreign);
-        Ok(Started::Pending)
+        Ok(())
     }
 
     /// Pushes an operation to a lane. Returns the lane if it is not this thread's own, and has to
@@ -671,7 +708,7 @@ impl Handle {
         if again { Outcome::More } else { Outcome::Last }
     }
 
-    pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, Queues> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Queues> {
         lock(&self.state)
     }
 
@@ -744,6 +781,15 @@ pub enum Started {
     Pending,
     /// It is over, with that many bytes, and no packet will come.
     Completed(usize),
+}
+
+/// What [`Handle::attempt`] has done.
+#[derive(Debug)]
+pub(crate) enum Attempted<'a> {
+    /// All, with that many bytes.
+    Over(usize),
+    /// So many bytes of it. The rest takes an operation, and these queues.
+    Left(MutexGuard<'a, Queues>, usize),
 }
 
 /// What becomes of an operation whose submission is over.

@@ -30,7 +30,7 @@
 //! | `pipe` | two ends of a pipe, one of them for a port |
 //! | `file` | what files need beside their operations |
 //! | `signal` | an event that can be waited for |
-//! | `own`, `attempt` | a descriptor that the system has given; an operation without waiting |
+//! | `own`, `attempt` | a descriptor that the system has given; a request without waiting |
 //! | `kind_of`, `CANCELLED`, `FAILED` | the system's error codes |
 
 pub(crate) mod control;
@@ -70,6 +70,24 @@ pub(crate) enum Kind {
 pub(crate) trait Descriptor: Into<OwnedDescriptor> {
     /// Takes back what was made from one of this kind.
     fn back(descriptor: OwnedDescriptor) -> Self;
+}
+
+/// What came of trying a request without waiting.
+#[derive(Debug)]
+pub(crate) enum Tried {
+    /// It is over, with so many bytes or an error.
+    Over(std::io::Result<usize>),
+    /// So many bytes are done; the rest, or all of it, has to be started.
+    Left(usize),
+}
+
+impl Tried {
+    /// So many bytes were moved, and so many are wanted.
+    #[inline]
+    pub(crate) fn of(done: usize, wanted: usize) -> Self {
+        // Nothing is the end of a stream: there is no rest to wait for.
+        if done >= wanted || done == 0 { Self::Over(Ok(done)) } else { Self::Left(done) }
+    }
 }
 
 /// What has to be done with an operation after one of its events.

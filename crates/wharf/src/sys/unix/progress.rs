@@ -5,8 +5,11 @@ use std::{io, time::Duration};
 
 use super::{NO_DESCRIPTOR, call, transmit, udp};
 use crate::{
-    raw::operation::{Gather, Operation, Request},
-    sys::{Kind, Step},
+    raw::{
+        Handle,
+        operation::{Gather, Operation, Request},
+    },
+    sys::{Kind, Step, Tried},
 };
 
 /// The most one request may carry: Linux moves no more than this at once.
@@ -191,20 +194,18 @@ pub(super) fn fail(op: &mut Operation, errno: i32) -> Step {
     Step::Finish
 }
 
-/// Tries to complete a request without waiting. None: it has to be submitted, from where this has
-/// brought it.
+/// Tries to do what a request on a handle asks for, without waiting.
 ///
 /// # Safety
 ///
-/// The operation has a handle, and the pointers in its request are good.
-pub(crate) unsafe fn attempt(op: &mut Operation) -> Option<io::Result<usize>> {
-    // SAFETY: the caller's promise.
-    let handle = unsafe { &*op.handle };
+/// The pointers in the request are good.
+#[inline]
+pub(crate) unsafe fn attempt(handle: &Handle, request: &Request) -> Tried {
     if handle.kind() != Kind::Socket {
-        return None;
+        return Tried::Left(0);
     }
     let fd = handle.fd();
-    let (done, wanted) = match op.request {
+    let (done, wanted) = match *request {
         Request::Receive { buffer, length, exact } if length > 0 => {
             handle.count_call();
             // SAFETY: the caller's promise: so many bytes may be written there.
@@ -216,18 +217,16 @@ pub(crate) unsafe fn attempt(op: &mut Operation) -> Option<io::Result<usize>> {
             // SAFETY: the caller's promise: so many bytes may be read there.
             (unsafe { call::send(fd, buffer, length) }, length)
         }
-        _ => return None,
+        _ => return Tried::Left(0),
     };
     let Ok(done) = usize::try_from(done) else {
         let error = io::Error::last_os_error();
         return match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => None,
-            _ => Some(Err(error)),
+            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Tried::Left(0),
+            _ => Tried::Over(Err(error)),
         };
     };
-    op.bytes = done;
-    // A receive of nothing is the end of the stream: there is no rest to wait for.
-    (done >= wanted || done == 0).then_some(Ok(done))
+    Tried::of(done, wanted)
 }
 
 /// The message that sends what is left of a gather.

@@ -34,10 +34,11 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     raw::{
+        Handle,
         operation::{Gather, NO_BUFFER, Operation, Request},
         port::Setup,
     },
-    sys::{Kind, Step, pool::Pool},
+    sys::{Kind, Step, Tried, pool::Pool},
 };
 
 /// How long an accept pauses when there are no sockets or no memory for a connection.
@@ -1047,23 +1048,21 @@ unsafe fn slices<'a>(gather: *mut Gather) -> &'a [ws::WSABUF] {
     }
 }
 
-/// Tries to complete a request without waiting. None: it has to be started, from where this has
-/// brought it.
+/// Tries to do what a request on a handle asks for, without waiting.
 ///
 /// # Safety
 ///
-/// The operation has a handle, and the pointers in its request are good.
-pub(crate) unsafe fn attempt(op: &mut Operation) -> Option<io::Result<usize>> {
-    // SAFETY: the caller's promise.
-    if unsafe { &*op.handle }.kind() != Kind::Socket {
+/// The pointers in the request are good.
+pub(crate) unsafe fn attempt(handle: &Handle, request: &Request) -> Tried {
+    if handle.kind() != Kind::Socket {
         // No call on a pipe that is overlapped does without waiting.
-        return None;
+        return Tried::Left(0);
     }
-    // SAFETY: the caller's promise.
-    let socket = unsafe { socket_of(op) };
+    // SAFETY: the handle's socket stays open as long as the handle, which outlives this.
+    let socket = unsafe { borrow(handle.fd()) };
     // SAFETY: in both: the caller's promise.
     let (done, wanted) = unsafe {
-        match op.request {
+        match *request {
             Request::Receive { buffer, length, exact } if length > 0 => {
                 let done = socket::receive_now(socket, socket::slice(buffer, length));
                 (done, if exact { length } else { 1 })
@@ -1071,17 +1070,13 @@ pub(crate) unsafe fn attempt(op: &mut Operation) -> Option<io::Result<usize>> {
             Request::Send { buffer, length } => {
                 (socket::send_now(socket, socket::slice(buffer.cast_mut(), length)), length)
             }
-            _ => return None,
+            _ => return Tried::Left(0),
         }
     };
-    // SAFETY: an operation that is started has a handle, which outlives it.
-    unsafe { &*op.handle }.count_call();
-    let done = match done {
-        Ok(done) => done,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-        Err(error) => return Some(Err(error)),
-    };
-    op.bytes = done;
-    // A receive of nothing is the end of the stream: there is no rest to wait for.
-    (done >= wanted || done == 0).then_some(Ok(done))
+    handle.count_call();
+    match done {
+        Ok(done) => Tried::of(done, wanted),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Tried::Left(0),
+        Err(error) => Tried::Over(Err(error)),
+    }
 }
