@@ -367,10 +367,11 @@ impl Shared {
             }
             let batch = if self.dispatch.watch.alert() { ALERT_BATCH } else { BATCH };
             let packets = PACKETS.with(Cell::get);
-            if packets >= batch {
+            let full = packets >= batch;
+            if full {
                 self.submit(lane);
             }
-            if packets % SEEN_AFTER == SEEN_AFTER - 1 {
+            if full || packets % SEEN_AFTER == SEEN_AFTER - 1 {
                 self.dispatch.watch.gets_on(self, lane);
             }
             if self.take(lane, taking)
@@ -566,7 +567,7 @@ impl Shared {
             && self.dispatch.lanes.len() > 1
             && self.dispatch.schedule.parked() == 0;
         let mut result = Ok(());
-        let wait = || loop {
+        let mut wait = || loop {
             let tick = watching.then(|| self.dispatch.watch.idle_tick());
             let time_left = left(deadline);
             self.enters(lane);
@@ -585,7 +586,11 @@ impl Shared {
             self.dispatch.watch.look(self, None);
         };
         let work_waits = || self.dispatch.queued.load(Ordering::SeqCst) > 0;
-        if self.dispatch.schedule.doze(lane, worker, work_waits, wait) {
+        let rest = || {
+            self.dispatch.watch.rest(self);
+            wait();
+        };
+        if self.dispatch.schedule.doze(lane, worker, work_waits, rest) {
             // They have done their work, and must not look like packets that wait.
             self.dispatch.lanes[lane].clear_wakes();
             self.dispatch.watch.rouse(self);

@@ -296,6 +296,16 @@ impl Schedule {
         self.free.load(Ordering::Relaxed) > 0
     }
 
+    /// Whether a worker waits in a lane of its own.
+    pub(crate) fn any_idle(&self) -> bool {
+        (0..self.lanes.len()).any(|lane| matches!(self.hold(lane), Hold::Idle(_)))
+    }
+
+    /// Whether all lanes have a worker that waits.
+    pub(crate) fn all_idle(&self) -> bool {
+        (0..self.lanes.len()).all(|lane| matches!(self.hold(lane), Hold::Idle(_)))
+    }
+
     /// Whether nobody holds this lane.
     pub(crate) fn is_free(&self, lane: usize) -> bool {
         self.hold(lane) == Hold::Free

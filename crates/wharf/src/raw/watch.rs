@@ -25,7 +25,10 @@ use super::{
     port::Shared,
     schedule::{Hold, Parked, Worker},
 };
-use crate::{sync::lock, sys::Alarm};
+use crate::{
+    sync::lock,
+    sys::{Alarm, processor_time},
+};
 
 /// A first block is noticed within a millisecond. A look costs a few microseconds, a good part of
 /// them for being woken: 1 % of a processor at this pace, while workers run.
@@ -34,11 +37,20 @@ const FAST: Duration = Duration::from_micros(50);
 /// How long after a block the watch stays fast.
 const ALERT: Duration = Duration::from_millis(30);
 /// A look that is due within this time is put off by a worker that gets on, and one that would be
-/// put off by less is not: each time costs a system call, and on a virtual machine more than that.
-const MARGIN: Duration = Duration::from_micros(300);
+/// put off by less is not: each time costs a system call. It is longer than a worker usually needs
+/// to submit a full batch, for it gets on only after that.
+const MARGIN: Duration = Duration::from_micros(450);
 /// Looks at a port of which no worker runs, after which the watch sleeps until one does. To rouse
 /// it costs about as much as a look.
-const IDLE_LOOKS: u32 = 2;
+const IDLE_LOOKS: u32 = 1;
+/// How many times the alarm is unset, at a system call each, where waits turn out to be short, for
+/// each time that a look finds nobody running, or would have.
+const RESTS: u32 = 8;
+/// A holder that does not get on, but has used so much of a processor meanwhile, computes. One that
+/// has used less waits for a processor, and nobody does its work for it without one; but after
+/// so long, whoever can get one should.
+const COMPUTES: Duration = Duration::from_micros(450);
+const OUTRUN: Duration = Duration::from_millis(10);
 /// How many packets must wait in a lane that gets on before an idle worker is woken to help.
 const HELP_FROM: u32 = 8;
 
@@ -49,6 +61,10 @@ pub(crate) struct Watch {
     noticed: AtomicU64,
     /// Looks in a row that found no worker running.
     idle_looks: AtomicU32,
+    /// How often the alarm may be unset by a worker that begins to wait.
+    rests: AtomicU32,
+    /// When it last was, by the alarm's clock.
+    rested: AtomicU64,
     /// None: the watching worker wakes at every look, as it does while blocks keep coming.
     alarm: Option<Alarm>,
     /// When each lane's holder was last seen to get on, by the alarm's clock.
@@ -63,11 +79,40 @@ struct Seen(AtomicU64);
 
 #[derive(Debug)]
 struct State {
-    /// How far each lane had come at the last look.
-    progress: Vec<u64>,
+    lanes: Vec<Looked>,
     alert_until: Option<Instant>,
     /// The files that tell what a thread does.
     threads: HashMap<i32, File>,
+}
+
+/// What looks at a lane have found.
+#[derive(Clone, Copy, Debug)]
+struct Looked {
+    /// How far it has come.
+    progress: u64,
+    /// When it was first seen to have come so far.
+    since: Instant,
+    /// The processor time of its holder, when that was first asked for since.
+    used: Option<Duration>,
+}
+
+impl Looked {
+    /// Notes how far it has come. Whether that is further than at the last look.
+    fn notice(&mut self, progress: u64, now: Instant) -> bool {
+        let gets_on = self.progress != progress;
+        if gets_on {
+            *self = Self { progress, since: now, used: None };
+        }
+        gets_on
+    }
+
+    /// Whether its holder, which has used so much of a processor by now and does not get on,
+    /// computes, and does not only wait for a processor.
+    fn computes(&mut self, now: Instant, used: Option<Duration>) -> bool {
+        let Some(used) = used else { return true };
+        let before = *self.used.get_or_insert(used);
+        used.saturating_sub(before) >= COMPUTES || now - self.since >= OUTRUN
+    }
 }
 
 /// What a thread does, as far as the system tells.
@@ -90,8 +135,13 @@ impl Watch {
             alert: AtomicBool::new(false),
             noticed: AtomicU64::new(0),
             idle_looks: AtomicU32::new(0),
+            rests: AtomicU32::new(0),
+            rested: AtomicU64::new(0),
             state: Mutex::new(State {
-                progress: vec![0; lanes],
+                lanes: vec![
+                    Looked { progress: 0, since: Instant::now(), used: None };
+                    lanes
+                ],
                 alert_until: None,
                 threads: HashMap::new(),
             }),
@@ -118,10 +168,7 @@ impl Watch {
         if self.idle_looks.load(Ordering::Relaxed) >= IDLE_LOOKS {
             self.asleep.store(true, Ordering::SeqCst);
             // A worker that begins to run now either sees that we sleep or is seen here.
-            let lanes = 0..port.lanes().len();
-            let all_idle =
-                { lanes }.all(|lane| matches!(port.dispatch.schedule.hold(lane), Hold::Idle(_)));
-            if all_idle {
+            if port.dispatch.schedule.all_idle() {
                 return None;
             }
             self.asleep.store(false, Ordering::SeqCst);
@@ -145,12 +192,39 @@ impl Watch {
         if self.asleep.load(Ordering::SeqCst) && self.asleep.swap(false, Ordering::SeqCst) {
             self.idle_looks.store(0, Ordering::Relaxed);
             if let Some(alarm) = &self.alarm {
+                let rested = self.rested.swap(0, Ordering::Relaxed);
+                if rested > 0 && alarm.now() >= rested + nanos(SLOW) {
+                    self.rests.store(RESTS, Ordering::Relaxed);
+                }
                 alarm.set(SLOW);
                 if alarm.is_heard() {
                     return;
                 }
             }
             port.dispatch.schedule.call_watch();
+        }
+    }
+
+    /// A worker has nothing to do, and begins to wait. If it is the last, and waits have lately
+    /// been long, it sends the watch to sleep, which then need not look to find that out.
+    pub(crate) fn rest(&self, port: &Shared) {
+        let Some(alarm) = &self.alarm else { return };
+        let rests = self.rests.load(Ordering::Relaxed);
+        if rests == 0 || self.alert() || alarm.due().is_none() {
+            return;
+        }
+        if self.asleep.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        if !port.dispatch.schedule.all_idle() {
+            return self.rouse(port);
+        }
+        self.rests.store(rests - 1, Ordering::Relaxed);
+        self.rested.store(alarm.now(), Ordering::Relaxed);
+        alarm.unset();
+        // Who has begun to run since has set it, perhaps before that.
+        if !self.asleep.load(Ordering::SeqCst) {
+            alarm.set(SLOW);
         }
     }
 
@@ -235,11 +309,11 @@ impl Watch {
                 }
             };
             running = true;
-            port.glance(lane);
             let progress = port.progress(lane);
-            let gets_on = std::mem::replace(&mut state.progress[lane], progress) != progress;
-            let waiting = ring.ready() > 0 || port.queued() > 0;
-            if !waiting && ring.unsubmitted() == 0 {
+            let gets_on = state.lanes[lane].notice(progress, now);
+            // Where a system call tells what waits, it is made only if something depends on it.
+            let waiting = || ring.ready() > 0 || port.queued() > 0;
+            if ring.rouses() && !waiting() && ring.unsubmitted() == 0 {
                 continue;
             }
             if port.dispatch.schedule.has_sleepers(lane) {
@@ -249,8 +323,12 @@ impl Watch {
             let thread = port.dispatch.schedule.holder(lane).filter(|worker| worker.id == holder);
             let Some(thread) = thread.map(|worker| worker.thread) else { continue };
             match state.doing(thread) {
-                Doing::Sleeps if !waiting => port.relieve(lane),
                 Doing::Sleeps => {
+                    port.glance(lane);
+                    if !waiting() {
+                        port.relieve(lane);
+                        continue;
+                    }
                     // It may have gone on since: then it keeps its lane.
                     if port.progress(lane) != progress {
                         continue;
@@ -265,18 +343,25 @@ impl Watch {
                     }
                     port.relieve(lane);
                 }
-                Doing::Runs if gets_on => {
-                    if ring.ready() >= HELP_FROM {
-                        port.release_newest();
+                Doing::Runs => {
+                    let computes = state.lanes[lane].computes(now, processor_time(thread));
+                    if !gets_on && (computes || self.alert()) {
+                        port.glance(lane);
+                        port.relieve(lane);
+                    } else if gets_on && port.dispatch.schedule.any_idle() {
+                        port.glance(lane);
+                        if ring.ready() >= HELP_FROM {
+                            port.release_newest();
+                        }
                     }
                 }
-                Doing::Runs => port.relieve(lane),
             }
         }
         if running {
             self.idle_looks.store(0, Ordering::Relaxed);
         } else {
             self.idle_looks.fetch_add(1, Ordering::Relaxed);
+            self.rests.store(RESTS, Ordering::Relaxed);
         }
         false
     }
@@ -364,6 +449,27 @@ mod tests {
         }
     }
 
+    /// Would catch: work that is done for a holder that only waits for its turn; a holder that
+    /// computes on, or is outrun for long, and that nobody relieves.
+    #[test]
+    fn who_waits_for_a_processor_does_not_compute() {
+        let start = Instant::now();
+        let ms = Duration::from_millis;
+        let mut lane = Looked { progress: 0, since: start, used: None };
+        assert!(lane.notice(1, start));
+        assert!(!lane.computes(start, Some(ms(5))));
+        for look in 1..9 {
+            let now = start + ms(look);
+            assert!(!lane.notice(1, now));
+            assert!(!lane.computes(now, Some(ms(5))), "others run");
+        }
+        assert!(lane.computes(start + ms(9), Some(ms(6))), "it has run for a millisecond");
+        assert!(lane.computes(start + ms(10), Some(ms(5))), "others have run for long");
+        assert!(lane.notice(2, start + ms(11)));
+        assert!(!lane.computes(start + ms(11), Some(ms(9))));
+        assert!(lane.computes(start + ms(12), None), "where the system does not say");
+    }
+
     /// Would catch: a watch that wakes somebody a thousand times a second for nothing.
     #[test]
     fn nobody_is_woken_to_look_while_a_worker_gets_on() {
@@ -376,6 +482,6 @@ mod tests {
                 put_off += 1;
             }
         }
-        assert!(put_off < 1_400, "{put_off} system calls in a second");
+        assert!(put_off < 2_300, "{put_off} system calls in a second");
     }
 }

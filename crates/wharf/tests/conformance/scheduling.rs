@@ -9,7 +9,7 @@ use std::{
         mpsc::{self, Receiver, Sender},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use wharf::{Buf, Wait};
@@ -327,6 +327,54 @@ fn a_sleep_releases_another_worker() {
             },
             || {},
         );
+    });
+}
+
+/// Would catch: a watch that was sent to sleep while nobody ran, and that nobody has woken since.
+#[test]
+fn a_sleep_after_pauses_of_any_length_releases_another_worker() {
+    if not_shown_by_wine(
+        "a_sleep_after_pauses_of_any_length_releases_another_worker",
+        "Wine does not keep the concurrency value",
+    ) {
+        return;
+    }
+    run(|| {
+        const NOTHING: u64 = 1;
+        const SLEEP: u64 = 2;
+        const WAKE: u64 = 3;
+        for limit in [1, 2] {
+            let port = port(limit);
+            let (wake, woken) = mpsc::channel();
+            let (wake, woken) = (Mutex::new(wake), Mutex::new(woken));
+            let (sender, order) = mpsc::channel();
+            let workers = in_order(&port, limit + 2, move |_, packet| {
+                match posted(packet) {
+                    SLEEP => receive(&woken.lock().unwrap()),
+                    WAKE => wake.lock().unwrap().send(()).unwrap(),
+                    _ => {}
+                }
+                sender.send(()).unwrap();
+                true
+            });
+            let post = |kind| port.post(Token::from(kind)).unwrap();
+            let mut random = Random::new(7);
+            for _ in 0..12 {
+                // Until no block was noticed for a while, whose looks are others.
+                let calm = Instant::now() + Duration::from_millis(40);
+                while Instant::now() < calm {
+                    post(NOTHING);
+                    receive(&order);
+                    let pause = u64::try_from(random.below(3000)).unwrap_or(0);
+                    thread::sleep(Duration::from_micros(pause));
+                }
+                (0..limit).for_each(|_| post(SLEEP));
+                (0..limit).for_each(|_| post(WAKE));
+                (0..2 * limit).for_each(|_| receive(&order));
+            }
+            port.close();
+            workers.into_iter().for_each(join);
+        }
     });
 }
 

@@ -62,6 +62,12 @@ impl Alarm {
         self.start(after);
     }
 
+    /// It does not go off.
+    pub(crate) fn unset(&self) {
+        self.due.store(0, Ordering::SeqCst);
+        self.start(0);
+    }
+
     pub(crate) fn is_set(&self) -> bool {
         self.due.load(Ordering::SeqCst) != 0
     }
