@@ -10,8 +10,8 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::atomic::{AtomicUsize, Ordering},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use super::{Mapping, Provided};
@@ -29,6 +29,10 @@ pub(crate) struct Pool {
     exhausted: AtomicUsize,
     /// How many operations wait for one.
     starving: AtomicUsize,
+    /// The free buffer that came back last, where we take them: the next one to be taken, without
+    /// the lock. Or `NONE`.
+    latest: AtomicU32,
+    keeps_latest: bool,
     state: Mutex<State>,
     resume: OnceLock<Resume>,
 }
@@ -52,6 +56,9 @@ impl std::fmt::Debug for Pool {
     }
 }
 
+/// No buffer's number.
+const NONE: u32 = u32::MAX;
+
 /// How many buffers a pool begins with.
 const FIRST_BUFFERS: u16 = 32;
 
@@ -64,6 +71,8 @@ impl Pool {
             count,
             exhausted: AtomicUsize::new(0),
             starving: AtomicUsize::new(0),
+            latest: AtomicU32::new(NONE),
+            keeps_latest: provided.is_none(),
             state: Mutex::new(State {
                 grown: 0,
                 provided,
@@ -80,7 +89,7 @@ impl Pool {
         Ok(pool)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -106,7 +115,13 @@ impl Pool {
     }
 
     /// Takes a free buffer, where they are ours to take.
+    #[inline]
     pub(crate) fn take(&self) -> Option<u16> {
+        let latest = self.latest.swap(NONE, Ordering::SeqCst);
+        u16::try_from(latest).ok().or_else(|| self.take_locked())
+    }
+
+    fn take_locked(&self) -> Option<u16> {
         let mut state = self.lock();
         if state.free.is_empty() {
             self.grow_locked(&mut state);
@@ -135,8 +150,13 @@ impl Pool {
         let state = self.lock();
         match state.provided {
             Some(_) => usize::from(state.grown).saturating_sub(Arc::strong_count(self) - 1),
-            None => state.free.len(),
+            None => self.free_locked(&state),
         }
+    }
+
+    /// The same where it is us who take them.
+    fn free_locked(&self, state: &State) -> usize {
+        state.free.len() + usize::from(self.latest.load(Ordering::SeqCst) != NONE)
     }
 
     fn put(&self, state: &mut State, id: u16) {
@@ -147,9 +167,28 @@ impl Pool {
     }
 
     /// Gives a buffer back, and lets the operation go on that has waited longest for one.
+    #[inline]
     pub(crate) fn give_back(&self, id: u16) {
+        let (old, new, order) = (NONE, u32::from(id), Ordering::SeqCst);
+        if !self.keeps_latest || self.latest.compare_exchange(old, new, order, order).is_err() {
+            return self.give_back_locked(id);
+        }
+        // Who starves from here on finds it.
+        if self.starving.load(order) > 0
+            && let Ok(id) = u16::try_from(self.latest.swap(NONE, order))
+        {
+            self.give_back_locked(id);
+        }
+    }
+
+    fn give_back_locked(&self, id: u16) {
         let mut state = self.lock();
         self.put(&mut state, id);
+        self.resume_next(state);
+    }
+
+    /// Lets the operation go on that has waited longest, if one waits.
+    fn resume_next(&self, mut state: MutexGuard<'_, State>) {
         let next = self.next_starving(&mut state);
         drop(state);
         if let (Some(operation), Some(resume)) = (next, self.resume.get()) {
@@ -189,6 +228,11 @@ impl Pool {
             state.starving.push_back(operation);
         }
         self.starving.store(state.starving.len(), Ordering::Relaxed);
+        // Who gives one back from here on sees this; one that has just come back is seen here.
+        fence(Ordering::SeqCst);
+        if self.keeps_latest && self.free_locked(&state) > 0 {
+            self.resume_next(state);
+        }
     }
 
     /// How many operations wait for a buffer.

@@ -10,9 +10,9 @@
 
 use std::{
     io,
-    ptr,
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
-    sync::{Mutex, MutexGuard, OnceLock},
+    ptr::{self, NonNull},
+    sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, Ordering},
+    sync::{Mutex, OnceLock},
 };
 
 use super::{
@@ -25,9 +25,27 @@ use crate::{
     sys::{NO_DESCRIPTOR, RawDescriptor},
 };
 
-/// Names a slot, as long as it is claimed.
+/// A slot as long as it is claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Token {
+pub(crate) struct Claim(NonNull<Slot>);
+
+// SAFETY: what can be reached through it is shared, and made for that.
+unsafe impl Send for Claim {}
+// SAFETY: as for Send.
+unsafe impl Sync for Claim {}
+
+impl Claim {
+    #[inline]
+    fn slot(&self) -> &Slot {
+        // SAFETY: slots stay where they are until their registry is dropped, with the port. Claims
+        // are kept by handles and operations in flight, none of which outlives its port.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+/// What the kernel is given for a slot, and gives back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Token {
     number: u32,
     generation: u32,
 }
@@ -38,7 +56,7 @@ impl Token {
         Self { number, generation: (bits >> 32) as u32 }
     }
 
-    pub(crate) fn bits(self) -> u64 {
+    fn bits(self) -> u64 {
         u64::from(self.generation) << 32 | u64::from(self.number)
     }
 }
@@ -46,49 +64,106 @@ impl Token {
 /// In no lane.
 const NOWHERE: u16 = u16::MAX;
 
+/// There is no lock. What is registered where is changed by who has the lock of the descriptor's
+/// handle, or makes or ends it, and only looked at by who takes the kernel's events; the two meet
+/// in `word`.
 #[derive(Debug)]
 #[repr(align(64))]
 struct Slot {
-    /// How often the descriptor has become ready, for each direction. Written under the lock.
-    edges: [AtomicU32; 3],
-    /// How many of those for reading are dealt with: nothing is left to read of what they told of.
-    /// Written by whoever receives, one at a time.
-    drained: AtomicU32,
+    number: u32,
+    generation: AtomicU32,
+    fd: AtomicI32,
+    /// The lane with whose poller it is registered.
+    lane: AtomicU16,
     /// A receive that did not fill its buffer does not mean that nothing is left.
     careful: AtomicBool,
-    state: Mutex<State>,
+    /// How many of the edges for reading are dealt with: nothing is left to read of what they told
+    /// of. Written by whoever receives, one at a time.
+    drained: AtomicU32,
+    /// How often the descriptor has become ready, for reading (in the upper half) and for anything
+    /// else; and in the lowest bits for which directions an operation waits. An edge too many, as
+    /// when the lower half is full, does no harm.
+    word: AtomicU64,
+    /// The operation of each direction: it is whoever's who clears its bit.
+    waiting: [AtomicPtr<Operation>; 3],
 }
 
-#[derive(Debug)]
-struct State {
-    generation: u32,
-    fd: RawDescriptor,
-    /// The lane with whose poller it is registered.
-    lane: u16,
-    /// The operation of each direction that waits.
-    waiting: [*mut Operation; 3],
-}
+/// An edge for reading, and one for anything else.
+const READABLE: u64 = 1 << 32;
+const OTHERWISE: u64 = 1 << 3;
+/// The bits for those that wait.
+const WAITING: u64 = 0b111;
 
-// SAFETY: the operations are only stored here, never followed.
-unsafe impl Send for State {}
+/// How many edges of a direction a slot's word has counted.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "the half that is meant")]
+fn edges(word: u64, direction: Direction) -> u32 {
+    match direction {
+        Direction::In => (word >> 32) as u32,
+        _ => (word as u32) >> OTHERWISE.trailing_zeros(),
+    }
+}
 
 impl Slot {
-    fn new() -> Self {
+    fn new(number: u32) -> Self {
         Self {
-            edges: [const { AtomicU32::new(0) }; 3],
-            drained: AtomicU32::new(0),
+            number,
+            generation: AtomicU32::new(1),
+            fd: AtomicI32::new(NO_DESCRIPTOR),
+            lane: AtomicU16::new(NOWHERE),
             careful: AtomicBool::new(false),
-            state: Mutex::new(State {
-                generation: 1,
-                fd: NO_DESCRIPTOR,
-                lane: NOWHERE,
-                waiting: [ptr::null_mut(); 3],
-            }),
+            drained: AtomicU32::new(0),
+            word: AtomicU64::new(0),
+            waiting: [const { AtomicPtr::new(ptr::null_mut()) }; 3],
         }
     }
 
+    #[inline]
     fn edges(&self, direction: Direction) -> u32 {
-        self.edges[index(direction)].load(Ordering::Acquire)
+        edges(self.word.load(Ordering::Acquire), direction)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.word.load(Ordering::Acquire) & WAITING == 0
+    }
+
+    /// Puts an operation in that waits, unless there is an edge that it has not seen.
+    #[inline]
+    fn put(&self, direction: Direction, operation: *mut Operation, seen: u32) -> bool {
+        let side = index(direction);
+        let mut word = self.word.load(Ordering::Acquire);
+        debug_assert_eq!(word & (1 << side), 0);
+        self.waiting[side].store(operation, Ordering::Relaxed);
+        while edges(word, direction) == seen {
+            let new = word | 1 << side;
+            let (done, failed) = (Ordering::AcqRel, Ordering::Acquire);
+            match self.word.compare_exchange_weak(word, new, done, failed) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+        false
+    }
+
+    /// Counts edges, and takes out those that wait in directions that are ready.
+    #[inline]
+    fn count(&self, edges: u64, ready: u64, mut sink: impl FnMut(*mut Operation)) {
+        let count = |word: u64| Some((word & !ready).wrapping_add(edges));
+        let order = (Ordering::AcqRel, Ordering::Acquire);
+        let word = self.word.fetch_update(order.0, order.1, count).unwrap_or(0);
+        for (side, waiting) in self.waiting.iter().enumerate() {
+            if word & ready & (1 << side) != 0 {
+                sink(waiting.load(Ordering::Relaxed));
+            }
+        }
+    }
+
+    /// Takes an operation out that waits. False: somebody else has.
+    fn take(&self, direction: Direction, operation: *mut Operation) -> bool {
+        let side = index(direction);
+        let bit = 1 << side;
+        self.waiting[side].load(Ordering::Relaxed) == operation
+            && self.word.fetch_and(!bit, Ordering::AcqRel) & bit != 0
     }
 }
 
@@ -146,46 +221,40 @@ impl Registry {
         self.chunks.get(chunk)?.get()?.get(offset)
     }
 
-    /// A slot and its state, if the token still names it.
-    fn claimed(&self, token: Token) -> Option<(&Slot, MutexGuard<'_, State>)> {
-        let slot = self.slot(token.number)?;
-        let state = lock(&slot.state);
-        (state.generation == token.generation).then_some((slot, state))
-    }
-
     /// A slot for a descriptor. `careful`: it is no TCP socket.
-    pub(crate) fn claim(&self, fd: RawDescriptor, careful: bool) -> io::Result<Token> {
+    pub(crate) fn claim(&self, fd: RawDescriptor, careful: bool) -> io::Result<Claim> {
         let number = lock(&self.free).pop();
         let number = number.unwrap_or_else(|| self.used.fetch_add(1, Ordering::Relaxed));
         let (chunk, _) = place(number);
-        let length = (FIRST as usize) << chunk;
+        let length = FIRST << chunk;
+        let first = length - FIRST;
         let chunk = self.chunks.get(chunk).ok_or(io::ErrorKind::OutOfMemory)?;
-        chunk.get_or_init(|| (0..length).map(|_| Slot::new()).collect());
+        chunk.get_or_init(|| (first..first + length).map(Slot::new).collect());
         let slot = self.slot(number).ok_or(io::ErrorKind::OutOfMemory)?;
-        let mut state = lock(&slot.state);
-        state.fd = fd;
+        debug_assert_eq!(slot.number, number);
+        slot.fd.store(fd, Ordering::Relaxed);
         slot.careful.store(careful, Ordering::Relaxed);
         slot.drained.store(slot.edges(Direction::In), Ordering::Relaxed);
-        Ok(Token { number, generation: state.generation })
+        Ok(Claim(NonNull::from(slot)))
     }
 
     /// Gives a slot back whose descriptor is about to be closed. Nothing waits in it.
-    pub(crate) fn release(&self, token: Token) {
-        let Some((_, mut state)) = self.claimed(token) else { return };
-        debug_assert!(state.waiting.iter().all(|waiting| waiting.is_null()));
-        state.generation = state.generation.wrapping_add(1);
-        if state.lane != NOWHERE {
-            let _ = self.pollers[usize::from(state.lane)].remove(state.fd);
-            state.lane = NOWHERE;
+    pub(crate) fn release(&self, claim: Claim) {
+        let slot = claim.slot();
+        debug_assert!(slot.is_empty());
+        slot.generation.fetch_add(1, Ordering::SeqCst);
+        let lane = slot.lane.swap(NOWHERE, Ordering::SeqCst);
+        if lane != NOWHERE {
+            let _ = self.pollers[usize::from(lane)].remove(slot.fd.load(Ordering::Relaxed));
         }
-        drop(state);
-        lock(&self.free).push(token.number);
+        lock(&self.free).push(slot.number);
     }
 
     /// How often a descriptor has become ready so far. To be asked before a call that may find it
     /// is not.
-    pub(crate) fn edges(&self, token: Token, direction: Direction) -> u32 {
-        self.slot(token.number).map_or(0, |slot| slot.edges(direction))
+    #[inline]
+    pub(crate) fn edges(&self, claim: Claim, direction: Direction) -> u32 {
+        claim.slot().edges(direction)
     }
 
     /// Lets an operation wait. `seen`: the call was made, and would have blocked; it knew of so
@@ -193,18 +262,16 @@ impl Registry {
     ///
     /// The descriptor is registered with the poller of `lane`, unless an operation of the other
     /// direction waits where it is registered already.
+    #[inline]
     pub(crate) fn park(
         &self,
-        token: Token,
+        claim: Claim,
         direction: Direction,
         operation: *mut Operation,
         seen: Option<u32>,
         lane: u16,
     ) -> io::Result<Parked> {
-        let Some((slot, mut state)) = self.claimed(token) else {
-            return Err(io::ErrorKind::NotFound.into());
-        };
-        let side = index(direction);
+        let slot = claim.slot();
         let tried = seen.is_some();
         if let Some(seen) = seen
             && direction == Direction::In
@@ -212,83 +279,161 @@ impl Registry {
             slot.drained.store(seen, Ordering::Relaxed);
         }
         let seen = seen.unwrap_or_else(|| slot.drained.load(Ordering::Relaxed));
-        if slot.edges(direction) != seen {
-            return Ok(Parked::Ready);
-        }
-        let alone = state.waiting.iter().all(|waiting| waiting.is_null());
-        if state.lane != lane && alone {
-            if state.lane != NOWHERE {
-                self.pollers[usize::from(state.lane)].remove(state.fd)?;
-                state.lane = NOWHERE;
+        if slot.lane.load(Ordering::Relaxed) != lane && slot.is_empty() {
+            if slot.edges(direction) != seen {
+                return Ok(Parked::Ready);
             }
-            // If it is ready now, that is the first edge.
-            match self.pollers[usize::from(lane)].add(state.fd, EDGES, token.bits()) {
-                Ok(()) => state.lane = lane,
-                // A device that is always ready, as the null device is. One that would block all
-                // the same is tried again, after a pause.
-                Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-                    return if tried {
-                        Err(io::Error::from_raw_os_error(libc::EAGAIN))
-                    } else {
-                        Ok(Parked::Ready)
-                    };
-                }
-                Err(error) => return Err(error),
+            if !self.move_to(slot, lane, tried)? {
+                return Ok(Parked::Ready);
             }
         }
-        debug_assert!(state.waiting[side].is_null());
-        state.waiting[side] = operation;
-        Ok(Parked::In(state.lane))
+        let lane = slot.lane.load(Ordering::Relaxed);
+        Ok(if slot.put(direction, operation, seen) { Parked::In(lane) } else { Parked::Ready })
+    }
+
+    /// Registers a descriptor with a lane's poller, and no other. False: it need not be.
+    #[cold]
+    fn move_to(&self, slot: &Slot, lane: u16, tried: bool) -> io::Result<bool> {
+        let fd = slot.fd.load(Ordering::Relaxed);
+        let former = slot.lane.load(Ordering::Relaxed);
+        if former != NOWHERE {
+            self.pollers[usize::from(former)].remove(fd)?;
+        }
+        let generation = slot.generation.load(Ordering::Relaxed);
+        let token = Token { number: slot.number, generation };
+        // Before there can be an event, or it would be taken for one of a former registration.
+        slot.lane.store(lane, Ordering::SeqCst);
+        // If it is ready now, that is the first edge.
+        let added = self.pollers[usize::from(lane)].add(fd, EDGES, token.bits());
+        let Err(error) = added else { return Ok(true) };
+        slot.lane.store(NOWHERE, Ordering::SeqCst);
+        match error.raw_os_error() {
+            // A device that is always ready, as the null device is. One that would block all the
+            // same is tried again, after a pause.
+            Some(libc::EPERM) if tried => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+            Some(libc::EPERM) => Ok(false),
+            _ => Err(error),
+        }
     }
 
     /// A receive has not filled its buffer: nothing is left to read, unless something has come
     /// since the edge it knew of.
-    pub(crate) fn spent(&self, token: Token, seen: u32) {
-        if let Some(slot) = self.slot(token.number)
-            && !slot.careful.load(Ordering::Relaxed)
-        {
+    #[inline]
+    pub(crate) fn spent(&self, claim: Claim, seen: u32) {
+        let slot = claim.slot();
+        if !slot.careful.load(Ordering::Relaxed) {
             slot.drained.store(seen, Ordering::Relaxed);
         }
     }
 
     /// Takes a waiting operation out. False: its event is on its way.
-    pub(crate) fn unpark(&self, token: Token, operation: *mut Operation) -> bool {
-        let Some((_, mut state)) = self.claimed(token) else { return false };
-        let place = state.waiting.iter_mut().find(|waiting| **waiting == operation);
-        place.map(|waiting| *waiting = ptr::null_mut()).is_some()
+    pub(crate) fn unpark(&self, claim: Claim, op: &mut Operation) -> bool {
+        claim.slot().take(op.direction, &raw mut *op)
     }
 
     /// The kernel says that a descriptor has become ready: hands the operations that have waited
     /// for it to `sink`.
+    #[inline]
     pub(crate) fn ready(
         &self,
         lane: u16,
         token: u64,
         events: u32,
-        mut sink: impl FnMut(*mut Operation),
+        sink: impl FnMut(*mut Operation),
     ) {
-        let Some((slot, mut state)) = self.claimed(Token::from_bits(token)) else { return };
-        // It has been registered elsewhere since, and would have been told there.
-        if state.lane != lane {
+        let token = Token::from_bits(token);
+        let Some(slot) = self.slot(token.number) else { return };
+        // It has been registered elsewhere since, and would have been told there; or its slot was
+        // given to another. Should that happen from here on, that one has an edge too many.
+        if slot.generation.load(Ordering::SeqCst) != token.generation
+            || slot.lane.load(Ordering::SeqCst) != lane
+        {
             return;
         }
         let is = |flags: i32| events & flags.cast_unsigned() != 0;
         let over = is(libc::EPOLLHUP | libc::EPOLLERR);
         let readable = is(libc::EPOLLIN | libc::EPOLLRDHUP) || over;
+        let writable = is(libc::EPOLLOUT) || over;
         // The end of the stream has no edge of its own if it came together with data, and urgent
         // data makes receives end early.
         if is(libc::EPOLLRDHUP | libc::EPOLLPRI) || over {
             slot.careful.store(true, Ordering::Relaxed);
         }
-        for (side, ready) in [(0, readable), (1, is(libc::EPOLLOUT) || over), (2, over)] {
-            if ready {
-                let edges = slot.edges[side].load(Ordering::Relaxed);
-                slot.edges[side].store(edges.wrapping_add(1), Ordering::Release);
-                let operation = std::mem::replace(&mut state.waiting[side], ptr::null_mut());
-                if !operation.is_null() {
-                    sink(operation);
+        let edges = if readable { READABLE } else { 0 } + if writable { OTHERWISE } else { 0 };
+        let ready = u64::from(readable) | (u64::from(writable) << 1) | (u64::from(over) << 2);
+        slot.count(edges, ready, sink);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+
+    /// Would catch: an edge between a call that would have blocked and the waiting, of which
+    /// nobody tells; an operation that is handed out twice.
+    #[test]
+    fn whoever_waits_hears_of_the_next_edge() {
+        const EDGES: u32 = 100_000;
+        let operation = || ptr::without_provenance_mut(64);
+        let slot = Slot::new(0);
+        let [there, brought, told, lost] = [const { AtomicU32::new(0) }; 4];
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..EDGES {
+                    // Another edge would make up for one that was lost.
+                    while there.load(Ordering::SeqCst) > 0 {
+                        if lost.load(Ordering::SeqCst) > 0 {
+                            return;
+                        }
+                        std::thread::yield_now();
+                    }
+                    there.store(1, Ordering::SeqCst);
+                    slot.count(READABLE | OTHERWISE, 0b011, |waiting| {
+                        assert_eq!(waiting, operation());
+                        told.fetch_add(1, Ordering::SeqCst);
+                    });
+                    brought.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            let (mut taken, mut waits) = (0, 0);
+            while taken < EDGES && lost.load(Ordering::SeqCst) == 0 {
+                let seen = slot.edges(Direction::In);
+                match there.swap(0, Ordering::SeqCst) {
+                    0 if slot.put(Direction::In, operation(), seen) => {
+                        waits += 1;
+                        while told.load(Ordering::SeqCst) < waits {
+                            let over = brought.load(Ordering::SeqCst) > taken;
+                            let told = told.load(Ordering::SeqCst) == waits;
+                            if over && !told {
+                                lost.store(1, Ordering::SeqCst);
+                                break;
+                            }
+                            std::thread::yield_now();
+                        }
+                    }
+                    more => taken += more,
                 }
             }
-        }
+            assert_eq!(told.load(Ordering::SeqCst), waits, "it waits for what has come");
+            assert!(!slot.take(Direction::In, operation()), "nobody waits");
+        });
+    }
+
+    /// Would catch: a cancellation that finds what waits in the other direction, or nobody.
+    #[test]
+    fn what_waits_is_taken_out_once() {
+        let one = ptr::without_provenance_mut(64);
+        let other = ptr::without_provenance_mut(128);
+        let slot = Slot::new(0);
+        assert!(slot.put(Direction::In, one, 0) && slot.put(Direction::Out, other, 0));
+        assert!(!slot.take(Direction::In, other) && !slot.is_empty());
+        assert!(slot.take(Direction::In, one) && !slot.take(Direction::In, one));
+        let mut told = Vec::new();
+        slot.count(READABLE | OTHERWISE, 0b011, |waiting| told.push(waiting));
+        assert!(told == [other] && slot.is_empty());
+        assert!(!slot.put(Direction::In, one, 0) && slot.put(Direction::In, one, 1));
+        assert_eq!(slot.edges(Direction::Out), 1);
     }
 }

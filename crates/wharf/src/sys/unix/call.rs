@@ -256,7 +256,8 @@ fn over(error: &io::Error) -> Called {
 /// # Safety
 ///
 /// So many bytes may be written there.
-pub(super) unsafe fn receive(fd: RawDescriptor, buffer: *mut u8, length: usize) -> isize {
+#[inline]
+pub(crate) unsafe fn receive(fd: RawDescriptor, buffer: *mut u8, length: usize) -> isize {
     let nobody = ptr::null_mut::<libc::sockaddr>();
     // SAFETY: the caller's promise.
     let result = unsafe {
@@ -271,6 +272,7 @@ pub(super) unsafe fn receive(fd: RawDescriptor, buffer: *mut u8, length: usize) 
 /// # Safety
 ///
 /// So many bytes may be read there.
+#[inline]
 pub(super) unsafe fn send(fd: RawDescriptor, bytes: *const u8, length: usize) -> isize {
     let nobody = ptr::null::<libc::sockaddr>();
     // SAFETY: the caller's promise.

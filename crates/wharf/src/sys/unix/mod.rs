@@ -30,7 +30,7 @@ use socket2::{SockRef, Socket};
 
 pub use self::{datagram::Message, transmit::Transmission};
 pub(crate) use self::{
-    call::{Call, Called},
+    call::{Call, Called, receive},
     event::{Event, Popped, Source},
     fork::ForkGuard,
     mapping::Mapping,
