@@ -42,6 +42,9 @@ struct Counters {
 /// itself. Moving a connection to another lane costs more than it gains if its own worker is
 /// about to come for it.
 const STEAL_FROM: u32 = 4;
+/// A worker that has something to submit helps itself where so many times as much waits as it has
+/// taken since it last entered the kernel.
+const HARDLY_BUSY: u32 = 8;
 
 /// How many packets a worker takes before it enters the kernel to submit what they have started
 /// and to let the kernel complete what has come in, even if more are ready.
@@ -70,6 +73,8 @@ pub(super) type Place = Arc<Worker>;
 thread_local! {
     /// Whether the last packet this thread took came from the posted queue.
     static TURN: Cell<bool> = const { Cell::new(false) };
+    /// How many more packets of another lane this thread is about to take.
+    static SHARE: Cell<u32> = const { Cell::new(0) };
     /// How many packets this thread has taken since it entered the kernel.
     static PACKETS: Cell<u32> = const { Cell::new(0) };
 }
@@ -374,9 +379,7 @@ impl Shared {
             if full || packets % SEEN_AFTER == SEEN_AFTER - 1 {
                 self.dispatch.watch.gets_on(self, lane);
             }
-            if self.take(lane, taking)
-                || (self.dispatch.lanes[lane].unsubmitted() == 0 && self.steal(lane, taking))
-            {
+            if self.take(lane, taking) || self.steal(lane, taking) {
                 return Wait::Packet(());
             }
             if polling {
@@ -470,11 +473,26 @@ impl Shared {
         false
     }
 
-    /// Takes a packet from the lane of another worker: one that has many, or is stuck.
+    /// Takes a packet from the lane of another worker: one that has many, or is stuck. Who has
+    /// hardly anything of its own takes half of what waits, one after the other: otherwise two
+    /// workers whose operations are over as soon as they are submitted, one with many and one with
+    /// a few, would go on like that, and one of them would enter the kernel for each few.
+    #[inline(never)]
     fn steal(&self, own: usize, taking: &mut Taking<'_>) -> bool {
         let count = self.dispatch.lanes.len();
+        if count == 1 {
+            return false;
+        }
+        let share = SHARE.with(Cell::take);
+        let busy = match self.dispatch.lanes[own].unsubmitted() {
+            0 => 0,
+            _ => PACKETS.with(Cell::get),
+        };
         for victim in (1..count).map(|distance| (own + distance) % count) {
             let ready = self.dispatch.lanes[victim].ready();
+            if share == 0 && ready < busy * HARDLY_BUSY {
+                continue;
+            }
             if ready == 0 {
                 self.dispatch.counters[victim].stuck.store(false, Ordering::Relaxed);
                 continue;
@@ -486,6 +504,12 @@ impl Shared {
                 continue;
             }
             if self.take_from(victim, own, taking) {
+                let share = match (share, busy) {
+                    (0, 0) => 0,
+                    (0, _) => ready / 2 - 1,
+                    _ => share - 1,
+                };
+                SHARE.with(|it| it.set(share));
                 self.dispatch.counters[own].stolen.fetch_add(1, Ordering::Relaxed);
                 return true;
             }
