@@ -19,6 +19,7 @@ use std::{
 use socket2::SockAddr;
 
 use crate::{
+    branches::Branches,
     buf::Buf,
     datagram::Parcel,
     error::{Error, ErrorKind, Refused},
@@ -110,13 +111,29 @@ pub(crate) struct Block<K: 'static, M: 'static> {
 unsafe impl<K: Send + Sync, M: Send> Send for Block<K, M> {}
 
 /// A handle as its clones, its operations and its packets share it.
+#[repr(C)]
 #[derive(Debug)]
 pub(crate) struct HandleShared<K: 'static, M: 'static> {
+    /// Dropped first: that of a branch borrows the descriptor of the whole.
     pub(crate) raw: raw::Handle,
-    pub(crate) key: K,
     pub(crate) port: Arc<PortShared<K, M>>,
-    /// Its place among the port's handles.
-    slot: usize,
+    role: Role<K, M>,
+}
+
+/// Whether a handle is what was associated, or only what one lane has of it.
+#[derive(Debug)]
+enum Role<K: 'static, M: 'static> {
+    Whole {
+        /// Its place among the port's handles.
+        slot: u32,
+        key: K,
+        /// For what several lanes may use at the same time.
+        branches: Option<Box<Branches<K, M>>>,
+    },
+    Branch {
+        lane: u16,
+        of: Arc<HandleShared<K, M>>,
+    },
 }
 
 /// How many blocks this process has made.
@@ -153,14 +170,110 @@ impl<K, M> HandleShared<K, M> {
     ) -> Result<Arc<Self>, Refused<D>> {
         let mut handles = lock(&port.handles);
         let entry = handles.vacant_entry();
-        let slot = entry.key();
+        let number = entry.key();
+        let Ok(slot) = u32::try_from(number) else {
+            return Err(Refused {
+                error: Error::of(ErrorKind::OutOfDescriptors, "associate"),
+                value: descriptor,
+            });
+        };
         let raw = port
             .raw
-            .associate_if(descriptor.into(), slot, will_do)
+            .associate_if(descriptor.into(), number, will_do)
             .map_err(|refused| Refused { error: refused.error, value: D::back(refused.value) })?;
-        let handle = Arc::new(Self { raw, key, port: port.clone(), slot });
+        let lanes = if raw.kind() == Kind::File { port.raw.shared().lane_count() } else { 1 };
+        let role = Role::Whole { slot, key, branches: Branches::new(lanes) };
+        let handle = Arc::new(Self { raw, port: port.clone(), role });
         entry.insert(Arc::downgrade(&handle));
         Ok(handle)
+    }
+
+    /// The key it was associated under.
+    #[inline]
+    pub(crate) fn key(&self) -> &K {
+        match &self.role {
+            Role::Whole { key, .. } => key,
+            Role::Branch { of, .. } => of.key(),
+        }
+    }
+
+    /// What was associated.
+    pub(crate) fn whole(&self) -> &Self {
+        match &self.role {
+            Role::Whole { .. } => self,
+            Role::Branch { of, .. } => of,
+        }
+    }
+
+    /// Starts an operation without an order, in the branch of this worker's lane.
+    #[inline]
+    pub(crate) fn launch_here(
+        self: &Arc<Self>,
+        payload: Payload,
+        extras: Extras<M>,
+    ) -> Result<OpId, Refused<Payload>> {
+        let own_lane = || self.port.raw.shared().own_lane();
+        match &self.role {
+            Role::Whole { branches: Some(branches), .. } => match own_lane() {
+                Some(lane) if !branches.is_home(lane) => {
+                    self.branch(branches, lane).launch(payload, extras)
+                }
+                _ => self.launch(payload, extras),
+            },
+            Role::Branch { lane, of } if own_lane().is_some_and(|own| own != *lane) => {
+                of.launch_here(payload, extras)
+            }
+            _ => self.launch(payload, extras),
+        }
+    }
+
+    /// Starts an operation in the order of its direction.
+    pub(crate) fn launch_in_order(
+        self: &Arc<Self>,
+        payload: Payload,
+        extras: Extras<M>,
+    ) -> Result<OpId, Refused<Payload>> {
+        match &self.role {
+            Role::Whole { .. } => self.launch(payload, extras),
+            Role::Branch { of, .. } => of.launch(payload, extras),
+        }
+    }
+
+    /// The branch of a lane. Of a closed handle there is no new one, and it refuses by itself.
+    #[cold]
+    fn branch(self: &Arc<Self>, branches: &Branches<K, M>, lane: u16) -> Arc<Self> {
+        let make = || {
+            // Who closes looks for branches after that, one by one, under the same lock.
+            if self.raw.is_closed() {
+                return None;
+            }
+            // SAFETY: the branch holds this handle, and drops its own part first.
+            let raw = unsafe { self.raw.branch(lane) };
+            let role = Role::Branch { lane, of: self.clone() };
+            Some(Arc::new(Self { raw, port: self.port.clone(), role }))
+        };
+        branches.of(lane, make).unwrap_or_else(|| self.clone())
+    }
+
+    /// The handle's branches, itself not included.
+    fn branches(&self) -> impl Iterator<Item = Arc<Self>> {
+        let branches = match &self.whole().role {
+            Role::Whole { branches, .. } => branches.as_deref(),
+            Role::Branch { .. } => None,
+        };
+        branches.into_iter().flat_map(Branches::live)
+    }
+
+    /// See [`raw::Handle::close`].
+    pub(crate) fn close(&self) {
+        self.whole().raw.close();
+        self.branches().for_each(|branch| branch.raw.close());
+    }
+
+    /// See [`raw::Handle::cancel_all`].
+    pub(crate) fn cancel_all(&self) -> usize {
+        let count = self.whole().raw.cancel_all();
+        count + self.branches().map(|branch| branch.raw.cancel_all()).sum::<usize>()
     }
 
     /// Starts an operation. Refused, its payload comes back.
@@ -294,11 +407,14 @@ impl<K, M> HandleShared<K, M> {
 
     /// Asks for one operation to be cancelled.
     pub(crate) fn cancel(&self, id: OpId) -> bool {
-        self.raw.cancel_if(ptr::with_exposed_provenance(id.address), &|operation| {
-            // SAFETY: the raw handle asks only about an operation in flight on this handle, and
-            // every such operation is the header of a block. `flight` does not change in flight.
-            unsafe { (*operation.cast::<Block<K, M>>()).flight == id.flight }
-        })
+        let cancel = |handle: &raw::Handle| {
+            handle.cancel_if(ptr::with_exposed_provenance(id.address), &|operation| {
+                // SAFETY: the raw handle asks only about an operation in flight on it, and every
+                // such operation is the header of a block. `flight` does not change in flight.
+                unsafe { (*operation.cast::<Block<K, M>>()).flight == id.flight }
+            })
+        };
+        cancel(&self.whole().raw) || self.branches().any(|branch| cancel(&branch.raw))
     }
 }
 
@@ -378,7 +494,9 @@ impl<K, M> Block<K, M> {
 
 impl<K, M> Drop for HandleShared<K, M> {
     fn drop(&mut self) {
-        lock(&self.port.handles).try_remove(self.slot);
+        if let Role::Whole { slot, .. } = self.role {
+            lock(&self.port.handles).try_remove(slot as usize);
+        }
     }
 }
 

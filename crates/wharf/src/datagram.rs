@@ -509,7 +509,7 @@ impl<K, M> Datagram<K, M> {
 
     /// The per-handle data it was associated under.
     pub fn key(&self) -> &K {
-        &self.shared.key
+        self.shared.key()
     }
 
     /// An operation with a context, a deadline, without a packet, or to be cancelled.

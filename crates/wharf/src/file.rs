@@ -16,7 +16,14 @@ use crate::{
 /// Every operation says at which position it works, as with the offset in an OVERLAPPED: there is
 /// no current position. All operations in flight go to the system at once and are over in any
 /// order, except for [`File::append`]: appends of one file are done in the order in which they
-/// were started. Up to [`Builder::queue_limit`](crate::Builder::queue_limit) may be in flight.
+/// were started. Up to [`Builder::queue_limit`](crate::Builder::queue_limit) may be in flight, in
+/// each of the port's running slots.
+///
+/// One file serves all workers: there is no need to open it once for each. They share nothing of it
+/// on the way, as long as each starts its operations from the packets that it takes. What matters
+/// is who starts them: an operation's packet goes to the worker in whose slot it was started, if
+/// that one waits or runs. So when many are to be in flight on several processors, let each worker
+/// start its share.
 ///
 /// An operation in flight holds a clone, and its packet brings it. The file is closed when the
 /// last clone and the last operation on it are gone.
@@ -63,7 +70,7 @@ impl<K, M> fmt::Debug for File<K, M> {
 /// Two clones of one file are equal.
 impl<K, M> PartialEq for File<K, M> {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.shared, &other.shared)
+        std::ptr::eq(self.shared.whole(), other.shared.whole())
     }
 }
 
@@ -241,7 +248,7 @@ impl<K, M> Start<'_, File<K, M>, M> {
     /// As there.
     pub fn read_at(self, buf: impl Into<Buf>, offset: u64) -> Result<OpId, Refused<Buf>> {
         let payload = Payload::Read(buf.into(), offset);
-        self.handle.shared.launch(payload, self.extras).map_err(refused)
+        self.handle.shared.launch_here(payload, self.extras).map_err(refused)
     }
 
     /// See [`File::read_vectored_at`].
@@ -251,7 +258,7 @@ impl<K, M> Start<'_, File<K, M>, M> {
     /// As there.
     pub fn read_vectored_at(self, bufs: Vec<Buf>, offset: u64) -> Result<OpId, Refused<Vec<Buf>>> {
         let payload = Payload::ReadVectored(Box::new(Vectored::new(bufs)), offset);
-        self.handle.shared.launch(payload, self.extras).map_err(refused_vectored)
+        self.handle.shared.launch_here(payload, self.extras).map_err(refused_vectored)
     }
 
     /// See [`File::write_at`].
@@ -328,7 +335,7 @@ impl<K, M> Start<'_, File<K, M>, M> {
 
     fn write(self, buf: Buf, offset: Option<u64>) -> Result<OpId, Refused<Buf>> {
         let payload = Payload::Write(buf, offset);
-        self.handle.shared.launch(payload, self.extras).map_err(refused)
+        self.put(payload, offset).map_err(refused)
     }
 
     fn write_vectored(
@@ -337,11 +344,20 @@ impl<K, M> Start<'_, File<K, M>, M> {
         offset: Option<u64>,
     ) -> Result<OpId, Refused<Vec<Buf>>> {
         let payload = Payload::WriteVectored(Box::new(Vectored::new(bufs)), offset);
-        self.handle.shared.launch(payload, self.extras).map_err(refused_vectored)
+        self.put(payload, offset).map_err(refused_vectored)
+    }
+
+    /// Appends have an order.
+    fn put(self, payload: Payload, offset: Option<u64>) -> Result<OpId, Refused<Payload>> {
+        let shared = &self.handle.shared;
+        match offset {
+            Some(_) => shared.launch_here(payload, self.extras),
+            None => shared.launch_in_order(payload, self.extras),
+        }
     }
 
     fn plain(self, payload: Payload) -> Result<OpId> {
-        self.handle.shared.launch(payload, self.extras).map_err(|refused| refused.error)
+        self.handle.shared.launch_here(payload, self.extras).map_err(|refused| refused.error)
     }
 }
 
@@ -372,7 +388,7 @@ impl<K, M> File<K, M> {
 
     /// The per-handle data it was associated under.
     pub fn key(&self) -> &K {
-        &self.shared.key
+        self.shared.key()
     }
 
     /// An operation with a context, a deadline, without a packet, or to be cancelled.
@@ -528,13 +544,13 @@ impl<K, M> File<K, M> {
     /// that were.
     #[doc(alias = "CancelIoEx")]
     pub fn cancel_all(&self) -> usize {
-        self.shared.raw.cancel_all()
+        self.shared.cancel_all()
     }
 
     /// Closes the file for all who hold it: nothing more can be started, and what is in flight is
     /// cancelled or completes. The descriptor itself is closed with the last clone.
     #[doc(alias = "CloseHandle")]
     pub fn close(&self) {
-        self.shared.raw.close();
+        self.shared.close();
     }
 }

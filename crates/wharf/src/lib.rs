@@ -41,6 +41,7 @@
 #![doc(test(attr(deny(warnings))))]
 
 mod block;
+mod branches;
 mod buf;
 mod datagram;
 mod descriptor;

@@ -124,7 +124,8 @@ impl Builder {
     }
 
     /// How many operations may wait behind another in one direction of a handle, and how many of
-    /// a file may be in flight. By default 1,024; one more is refused with `QueueFull`.
+    /// a file may be in flight, in each running slot. By default 1,024; one more is refused with
+    /// `QueueFull`.
     #[must_use]
     pub fn queue_limit(mut self, operations: u32) -> Self {
         self.setup.queue_limit = operations;
@@ -827,7 +828,7 @@ impl<K, M> PortShared<K, M> {
     fn close(&self) {
         self.raw.close();
         for handle in self.live_handles() {
-            handle.raw.close();
+            handle.close();
             // Nobody handles packets any more, and gives turns back.
             handle.raw.set_serial(false);
         }

@@ -282,7 +282,7 @@ impl<K, M> Stream<K, M> {
 
     /// The per-handle data it was associated under.
     pub fn key(&self) -> &K {
-        &self.shared.key
+        self.shared.key()
     }
 
     /// An operation with a context, a deadline, without a packet, or to be cancelled.
@@ -453,7 +453,7 @@ impl<K, M> Listener<K, M> {
 
     /// The per-handle data it was associated under.
     pub fn key(&self) -> &K {
-        &self.shared.key
+        self.shared.key()
     }
 
     /// An operation with a context, a deadline, without a packet, or to be cancelled.

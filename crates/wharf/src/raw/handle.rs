@@ -7,6 +7,7 @@
 //! in a file it works goes to the kernel at once.
 
 use std::{
+    mem::ManuallyDrop,
     ptr,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -25,11 +26,9 @@ use crate::{
     },
 };
 
-/// Operations of one direction: one in the kernel, the others behind it. Where there is no order,
-/// all of them are in the list.
+/// Operations of a handle, linked through their headers.
 #[derive(Debug)]
-struct Queue {
-    current: *mut Operation,
+struct List {
     first: *mut Operation,
     last: *mut Operation,
     length: u32,
@@ -38,10 +37,27 @@ struct Queue {
     early: u32,
 }
 
+/// Operations of one direction: one in the kernel, the others behind it. Where there is no order,
+/// all of them are in the list.
+#[derive(Debug)]
+struct Queue {
+    current: *mut Operation,
+    list: List,
+}
+
 impl Queue {
     const fn new() -> Self {
-        let none = ptr::null_mut();
-        Self { current: none, first: none, last: none, length: 0, early: 0 }
+        Self { current: ptr::null_mut(), list: List::new() }
+    }
+
+    fn busy(&self) -> bool {
+        !self.current.is_null()
+    }
+}
+
+impl List {
+    const fn new() -> Self {
+        Self { first: ptr::null_mut(), last: ptr::null_mut(), length: 0, early: 0 }
     }
 
     /// # Safety
@@ -126,10 +142,6 @@ impl Queue {
         }
         !at.is_null()
     }
-
-    fn busy(&self) -> bool {
-        !self.current.is_null()
-    }
 }
 
 /// What of a handle is guarded by its lock. An operation is in at most one of the lists.
@@ -139,7 +151,7 @@ pub(crate) struct Queues {
     output: Queue,
     errors: Queue,
     /// Finished operations of a serial handle whose packets wait for the one that is out.
-    deferred: Queue,
+    deferred: List,
     /// Accepts that have their connection and wait for its first data, and what has no order.
     floating: Queue,
     serial: bool,
@@ -156,15 +168,19 @@ pub(crate) struct Queues {
 ///
 /// A handle must stay where it is, alive, while operations on it are in flight; dropping it
 /// closes the descriptor.
+#[repr(C)]
 #[derive(Debug)]
 pub struct Handle {
-    pub(crate) fd: OwnedDescriptor,
+    /// First, because it is used most.
+    state: Mutex<Queues>,
+    pub(super) port: Arc<Shared>,
+    key: usize,
     identity: Identity,
     registration: Registration,
-    key: usize,
-    pub(super) port: Arc<Shared>,
-    state: Mutex<Queues>,
     pub(super) datagrams: Datagrams,
+    /// A branch's is the descriptor of the whole handle.
+    pub(crate) fd: ManuallyDrop<OwnedDescriptor>,
+    is_branch: bool,
 }
 
 // SAFETY: the operations in the queues are reached only under the lock, and the contract of
@@ -182,11 +198,39 @@ impl Handle {
         port: Arc<Shared>,
     ) -> Self {
         let lane = port.some_lane();
+        Self::assemble(fd, identity, registration, key, port, lane)
+    }
+
+    /// A part of a handle with a lock and a list of its own, for the operations without an order
+    /// that are started in one lane.
+    ///
+    /// # Safety
+    ///
+    /// It is dropped before this handle, and no operation with an order is started on it.
+    pub(crate) unsafe fn branch(&self, lane: u16) -> Self {
+        // SAFETY: a copy of the descriptor that is used as long as the original is open (the
+        // caller's promise), and never dropped.
+        let fd = unsafe { ptr::read(&raw const *self.fd) };
+        let registration = self.registration.of_branch();
+        let (port, identity) = (self.port.clone(), self.identity);
+        let mut branch = Self::assemble(fd, identity, registration, self.key, port, lane);
+        branch.is_branch = true;
+        branch
+    }
+
+    fn assemble(
+        fd: OwnedDescriptor,
+        identity: Identity,
+        registration: Registration,
+        key: usize,
+        port: Arc<Shared>,
+        lane: u16,
+    ) -> Self {
         let state = Queues {
             input: Queue::new(),
             output: Queue::new(),
             errors: Queue::new(),
-            deferred: Queue::new(),
+            deferred: List::new(),
             floating: Queue::new(),
             serial: false,
             out: false,
@@ -196,7 +240,16 @@ impl Handle {
             lane,
         };
         let state = Mutex::new(state);
-        Self { fd, identity, registration, key, port, state, datagrams: Datagrams::default() }
+        Self {
+            fd: ManuallyDrop::new(fd),
+            is_branch: false,
+            identity,
+            registration,
+            key,
+            port,
+            state,
+            datagrams: Datagrams::default(),
+        }
     }
 
     /// What the descriptor leads to.
@@ -350,11 +403,11 @@ impl Handle {
         if queue.busy() {
             op.set_state(State::Queued);
             // SAFETY: it is alive (the caller's promise) and was idle, so it is in no list.
-            unsafe { queue.append(operation) };
+            unsafe { queue.list.append(operation) };
         } else {
             match direction {
                 // SAFETY: as above.
-                Direction::Unordered => unsafe { queue.append(operation) },
+                Direction::Unordered => unsafe { queue.list.append(operation) },
                 Direction::Out => queue.current = operation,
                 Direction::Error => {
                     self.hear_errors()?;
@@ -384,7 +437,7 @@ impl Handle {
                     let queue = state.queue(direction);
                     if direction == Direction::Unordered {
                         // SAFETY: it was appended above.
-                        unsafe { queue.unlink(operation) };
+                        unsafe { queue.list.unlink(operation) };
                     } else {
                         queue.current = ptr::null_mut();
                     }
@@ -463,7 +516,7 @@ impl Handle {
 
     /// Puts the packet of an operation that is over into the port's queue.
     fn deliver(&self, state: &mut Queues, op: &mut Operation) {
-        state.queue(op.direction).early += 1;
+        state.queue(op.direction).list.early += 1;
         op.flags.early = true;
         op.set_state(State::Waiting);
         self.port.enqueue(Entry::Ready(op));
@@ -473,7 +526,7 @@ impl Handle {
     /// in the port's queue that must be taken first.
     #[inline]
     pub(crate) fn queue_behind(&self, state: &mut Queues, op: &mut Operation) -> bool {
-        let behind = state.queue(op.direction).early > 0;
+        let behind = state.queue(op.direction).list.early > 0;
         if behind {
             self.deliver(state, op);
         }
@@ -519,13 +572,13 @@ impl Handle {
         let mut state = lock(&self.state);
         // Those that wait go first, so that none of them starts when the current one ends.
         for direction in Queues::ORDERED {
-            while let Some(operation) = state.queue(direction).take_first() {
+            while let Some(operation) = state.queue(direction).list.take_first() {
                 self.cancel_queued(operation);
                 count += 1;
             }
         }
         let mut submitted = Vec::from(Queues::ORDERED.map(|it| state.queue(it).current));
-        let mut at = state.floating.first;
+        let mut at = state.floating.list.first;
         while !at.is_null() {
             submitted.push(at);
             // SAFETY: what is in this queue is alive.
@@ -556,7 +609,7 @@ impl Handle {
         if operation.is_null() {
             return (false, None);
         }
-        if Queues::ORDERED.into_iter().any(|it| state.queue(it).remove(operation)) {
+        if Queues::ORDERED.into_iter().any(|it| state.queue(it).list.remove(operation)) {
             self.cancel_queued(operation);
             return (true, None);
         }
@@ -613,7 +666,7 @@ impl Handle {
             return;
         }
         let busy = Queues::ORDERED.into_iter().any(|it| state.queue(it).busy());
-        if !busy && state.floating.length == 0 {
+        if !busy && state.floating.list.length == 0 {
             state.shut = true;
             if self.kind() != Kind::Socket {
                 return;
@@ -626,7 +679,7 @@ impl Handle {
     #[inline(always)]
     fn leave_queues(&self, state: &mut Queues, operation: *mut Operation) {
         // SAFETY: it is in flight on this handle, and what is over waits in no queue.
-        if unsafe { state.floating.leave(operation) } {
+        if unsafe { state.floating.list.leave(operation) } {
             self.shut_if_done(state);
             return;
         }
@@ -634,7 +687,7 @@ impl Handle {
         let direction = unsafe { (*operation).direction };
         if state.queue(direction).current == operation {
             state.queue(direction).current = ptr::null_mut();
-            if !state.queue(direction).first.is_null() {
+            if !state.queue(direction).list.first.is_null() {
                 self.start_next(state, direction);
             }
         }
@@ -649,7 +702,7 @@ impl Handle {
             if state.queue(direction).busy() {
                 return;
             }
-            let Some(next) = state.queue(direction).take_first() else { return };
+            let Some(next) = state.queue(direction).list.take_first() else { return };
             state.queue(direction).current = next;
             // SAFETY: it was queued on this handle, so it is in flight, and we hold the lock.
             if round < BURST && unsafe { self.try_at_once(state, next) } {
@@ -687,7 +740,7 @@ impl Handle {
             state.emptied = op.flags.emptied && op.bytes > 0;
         }
         if std::mem::take(&mut op.flags.early) {
-            state.queue(op.direction).early -= 1;
+            state.queue(op.direction).list.early -= 1;
         }
         // A datagram may have no bytes.
         let came = op.bytes > 0 || op.accepted != NO_DESCRIPTOR || op.request.is_datagram();
@@ -755,7 +808,7 @@ impl Handle {
         if state.input.current == operation {
             state.input.current = ptr::null_mut();
             // SAFETY: in flight, so alive; as `current` it was in no list.
-            unsafe { state.floating.append(operation) };
+            unsafe { state.floating.list.append(operation) };
             self.start_next(state, Direction::In);
         }
     }
@@ -811,7 +864,7 @@ impl Queues {
     fn holds(&mut self, operation: *mut Operation) -> bool {
         let mut holds = |direction| {
             let queue = self.queue(direction);
-            queue.current == operation || queue.contains(operation)
+            queue.current == operation || queue.list.contains(operation)
         };
         !operation.is_null()
             && (Self::ORDERED.into_iter().any(&mut holds) || holds(Direction::Unordered))
@@ -832,11 +885,11 @@ impl Queues {
 
     /// How many operations count against the limit of a direction.
     fn length(&self, direction: Direction) -> u32 {
-        self.floating.length
+        self.floating.list.length
             + match direction {
-                Direction::In => self.input.length,
-                Direction::Out => self.output.length,
-                Direction::Error => self.errors.length,
+                Direction::In => self.input.list.length,
+                Direction::Out => self.output.list.length,
+                Direction::Error => self.errors.list.length,
                 Direction::Unordered => 0,
             }
     }
@@ -844,6 +897,12 @@ impl Queues {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.port.forget(self.identity, &self.registration);
+        self.port.unregister(&self.registration);
+        if self.is_branch {
+            return;
+        }
+        sys::release(self.identity);
+        // SAFETY: dropped here only, and nobody uses it any more: branches are gone before.
+        unsafe { ManuallyDrop::drop(&mut self.fd) };
     }
 }

@@ -220,6 +220,10 @@ impl Shared {
         self.setup.datagram_pool_size
     }
 
+    pub(crate) fn lane_count(&self) -> usize {
+        self.lanes().len()
+    }
+
     pub(crate) fn queue_limit(&self) -> u32 {
         self.setup.queue_limit
     }
@@ -610,11 +614,10 @@ impl Shared {
         }
     }
 
-    /// Ends an association: the descriptor is about to be closed.
-    pub(crate) fn forget(&self, identity: Identity, registration: &Registration) {
-        sys::release(identity);
+    /// The driver may forget a handle: nothing of it is in flight.
+    pub(crate) fn unregister(&self, registration: &Registration) {
         if !self.guard.in_child() {
-            self.lane(0).unregister(registration);
+            self.lane(registration.lane()).unregister(registration);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::Ordering,
     },
     time::Duration,
 };
@@ -35,16 +35,38 @@ pub(crate) enum Lane {
 /// What a driver knows of a handle's descriptor.
 #[derive(Debug)]
 pub(crate) enum Registration {
-    /// Whether a call that waits for room in the socket does so for a tick only.
-    Uring(AtomicBool),
+    Uring(uring::Registration),
     Epoll(epoll::Registration),
 }
 
 impl Registration {
+    pub(crate) fn uring(&self) -> &uring::Registration {
+        match self {
+            Self::Uring(registration) => registration,
+            Self::Epoll(_) => unreachable!("the handles of a port are alike"),
+        }
+    }
+
     pub(crate) fn epoll(&self) -> &epoll::Registration {
         match self {
             Self::Epoll(registration) => registration,
             Self::Uring(_) => unreachable!("the handles of a port are alike"),
+        }
+    }
+
+    /// For a branch of a file's handle, which needs nothing of its own.
+    pub(crate) fn of_branch(&self) -> Self {
+        match self {
+            Self::Uring(_) => Self::Uring(uring::Registration::new()),
+            Self::Epoll(_) => Self::Epoll(epoll::Registration::default()),
+        }
+    }
+
+    /// Which lane knows of it.
+    pub(crate) fn lane(&self) -> u16 {
+        match self {
+            Self::Uring(registration) => registration.lane(),
+            Self::Epoll(_) => 0,
         }
     }
 
@@ -54,7 +76,7 @@ impl Registration {
         match self {
             // It is non-blocking.
             Self::Epoll(_) => true,
-            Self::Uring(hurries) => {
+            Self::Uring(uring::Registration { hurries, .. }) => {
                 let already = hurries.load(Ordering::Relaxed);
                 if !already && transmit::never_waits_long(socket) {
                     hurries.store(true, Ordering::Relaxed);
@@ -251,7 +273,7 @@ impl Lane {
             Self::Uring(_) => {
                 // It would make the kernel fail operations that have to wait.
                 super::set_nonblocking(super::raw(descriptor), false);
-                Ok(Registration::Uring(AtomicBool::new(false)))
+                Ok(Registration::Uring(uring::Registration::new()))
             }
             Self::Epoll(lane) => lane
                 .register(descriptor, kind)
@@ -262,8 +284,9 @@ impl Lane {
 
     /// Lets the descriptor of a handle go that is about to be closed.
     pub(crate) fn unregister(&self, registration: &Registration) {
-        if let (Self::Epoll(lane), Registration::Epoll(registration)) = (self, registration) {
-            lane.unregister(registration);
+        match self {
+            Self::Uring(lane) => lane.unregister(registration.uring()),
+            Self::Epoll(lane) => lane.unregister(registration.epoll()),
         }
     }
 

@@ -4,7 +4,10 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Barrier, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -911,5 +914,111 @@ fn files_and_sockets_share_a_port() {
         }
         assert_eq!((read, received), (100_000, 5));
         assert!(matches!(port.wait_for(Duration::from_millis(1)), Wait::TimedOut));
+    });
+}
+
+/// Would catch: an operation that is not found where another worker has started it, a file that is
+/// closed for some of its workers only, or early, or never.
+#[test]
+fn workers_of_several_slots_share_a_file() {
+    const READS: u64 = 200;
+    run(|| {
+        let folder = Folder::new();
+        let content = pattern(0, 100_000);
+        let path = folder.file("shared", &content);
+        let port = port(2);
+        let file = open(&port, &path);
+        let (arrived, results) = (Barrier::new(2), Barrier::new(2));
+        let ids = Mutex::new(Vec::new());
+        // Each is in a handler when the other is: so they hold different slots.
+        let worker = |number: u64| {
+            assert!(matches!(next(&port).op, Op::Posted(_)));
+            arrived.wait();
+            let id = file.start().context(Token::from(number)).read_at(vec![0; 10], 0).unwrap();
+            ids.lock().unwrap().push(id);
+            results.wait();
+            if number == 0 {
+                let found: Vec<_> = ids.lock().unwrap().iter().map(|id| file.cancel(*id)).collect();
+                let all = file.cancel_all();
+                // Where the system has them at once, they may be over by now.
+                assert!((found == [true; 2] && all == 2) || port.driver() != wharf::Driver::Uring);
+            }
+            results.wait();
+        };
+        (0..2).for_each(|number| port.post(Token::from(number)).unwrap());
+        thread::scope(|scope| (0..2).for_each(|number| drop(scope.spawn(move || worker(number)))));
+        for _ in 0..2 {
+            let packet = next(&port);
+            assert!(packet.result.is_ok() || packet.result.unwrap_err().is_cancelled());
+            assert_eq!(was_read(packet).capacity(), 10);
+        }
+        let reader = |number: u64| {
+            let mut left = 0;
+            let mut files = Vec::new();
+            loop {
+                let packet = match port.wait_for(PATIENCE) {
+                    Wait::Packet(packet) => packet,
+                    Wait::Closed => break,
+                    other => panic!("{other:?}"),
+                };
+                let from = match packet.op {
+                    Op::Posted(_) => {
+                        arrived.wait();
+                        left = READS;
+                        file.clone()
+                    }
+                    Op::Read { file: from, buf } => {
+                        assert_eq!(buf[..], content[..buf.len()]);
+                        assert!(from == file && *from.key() == 1);
+                        files = vec![from.clone()];
+                        from
+                    }
+                    other => panic!("{other:?}"),
+                };
+                if left == 0 {
+                    results.wait();
+                    if number == 0 {
+                        files[0].close();
+                    }
+                    results.wait();
+                    for file in files.iter().chain([&from, &file]) {
+                        let refused = file.read_at(vec![0; 10], 0).unwrap_err();
+                        assert_eq!(refused.error.kind(), ErrorKind::Closed);
+                    }
+                    break;
+                }
+                left -= 1;
+                from.read_at(vec![0; 1000], 0).unwrap();
+            }
+        };
+        (0..2).for_each(|number| port.post(Token::from(number)).unwrap());
+        thread::scope(|scope| (0..2).for_each(|number| drop(scope.spawn(move || reader(number)))));
+        assert_eq!(port.handles(), 1);
+        drop(file);
+        assert_eq!(port.handles(), 0);
+    });
+}
+
+/// Would catch: a file that the system keeps open for the port when nobody has it any more.
+#[cfg(unix)]
+#[test]
+fn a_file_of_many_operations_is_closed_like_any_other() {
+    run(|| {
+        let folder = Folder::new();
+        let path = folder.file("locked", b"locked");
+        let port = port(1);
+        let other = fs::File::open(&path).unwrap();
+        for count in [1, 63, 64, 65, 300] {
+            let mine = fs::File::open(&path).unwrap();
+            mine.lock().unwrap();
+            let file = File::associate(&port, mine, 1).unwrap();
+            for _ in 0..count {
+                assert_eq!(read(&port, &file, 0, 10), b"locked");
+            }
+            assert!(other.try_lock().is_err());
+            drop(file);
+            until("the lock of the file is gone", || other.try_lock().is_ok());
+            other.unlock().unwrap();
+        }
     });
 }

@@ -64,7 +64,7 @@ pub(crate) struct Lane {
 }
 
 /// What this driver knows of a handle's descriptor.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Registration {
     /// None: its calls block, and are made by threads for that.
     slot: Option<Claim>,

@@ -5,6 +5,7 @@
 //! threads at once, in any order, its last one included.
 
 pub(crate) mod probe;
+mod files;
 mod provided;
 mod ring;
 
@@ -18,7 +19,9 @@ use std::{
 
 use linux_raw_sys::io_uring as abi;
 
+use self::files::Files;
 pub(crate) use self::{
+    files::Registration,
     provided::Provided,
     ring::{Cqe, Ring, RingSize, Sqe, is_transient},
 };
@@ -32,7 +35,7 @@ use super::{
 use crate::{
     error::Error,
     raw::{
-        Gather, Transmission,
+        Gather, Handle, Transmission,
         operation::{Direction, NO_BUFFER, Operation, Request},
         port::Setup,
     },
@@ -150,6 +153,7 @@ pub(crate) struct Lane {
     pool: Arc<Pool>,
     chunks: Chunks,
     datagrams: Arc<Pool>,
+    files: Files,
     features: Features,
 }
 
@@ -218,7 +222,8 @@ impl Lane {
         let pool = Pool::new(setup.pool_count, setup.pool_size, provided)?;
         let datagrams = Pool::new(setup.datagram_pool_count, setup.datagram_pool_size, None)?;
         let (pool, datagrams) = (Arc::new(pool), Arc::new(datagrams));
-        Ok(Self { ring, pool, chunks, datagrams, features })
+        let files = Files::new(!setup.without_cooperative);
+        Ok(Self { ring, pool, chunks, datagrams, files, features })
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {
@@ -231,6 +236,13 @@ impl Lane {
 
     pub(crate) fn chunks(&self) -> &Chunks {
         &self.chunks
+    }
+
+    /// Lets a handle go, of which nothing is in flight. It may have a number in this lane.
+    pub(crate) fn unregister(&self, registration: &Registration) {
+        if let Some(number) = registration.number_in(registration.lane()) {
+            self.files.remove(&self.ring, number);
+        }
     }
 
     pub(crate) fn unsubmitted(&self) -> u32 {
@@ -512,6 +524,49 @@ impl Lane {
                 },
                 ..entry
             },
+            Request::Read { .. }
+            | Request::ReadPooled { .. }
+            | Request::ReadVectored { .. }
+            | Request::Write { .. }
+            | Request::WriteVectored { .. } => self.prepare_placed(op, handle),
+            Request::Sync { data_only } => Sqe {
+                opcode: abi::io_uring_op::IORING_OP_FSYNC as u8,
+                op_flags: if data_only { abi::IORING_FSYNC_DATASYNC } else { 0 },
+                ..entry
+            },
+            Request::Allocate { offset, length } => Sqe {
+                opcode: abi::io_uring_op::IORING_OP_FALLOCATE as u8,
+                off: offset,
+                addr: length,
+                ..entry
+            },
+            Request::Truncate { length } if self.features.truncate => Sqe {
+                opcode: abi::io_uring_op::IORING_OP_FTRUNCATE as u8,
+                off: length,
+                ..entry
+            },
+            Request::Truncate { length } => {
+                // The system call is made here and now, by the thread that starts it.
+                if let Err(error) = file::truncate(handle.fd(), length) {
+                    op.status = -error.raw_os_error().unwrap_or(libc::EIO);
+                }
+                nothing()
+            }
+        }
+    }
+
+    /// What reads or writes at a position of a file.
+    #[inline(never)]
+    fn prepare_placed(&self, op: &Operation, handle: &Handle) -> Sqe {
+        let mut entry = Sqe { fd: handle.fd(), ..Sqe::default() };
+        let registration = handle.registration().uring();
+        if let Some(number) = registration.number_in(op.lane) {
+            entry.fd = i32::from(number);
+            entry.flags = 1 << abi::io_uring_sqe_flags_bit::IOSQE_FIXED_FILE_BIT as u8;
+        } else if registration.is_worth_a_number() {
+            registration.set(op.lane, self.files.add(&self.ring, entry.fd));
+        }
+        match op.request {
             Request::Read { buffer, length, offset } => {
                 // SAFETY: `bytes` never exceeds `length`.
                 let rest = unsafe { buffer.add(op.bytes) };
@@ -540,29 +595,7 @@ impl Lane {
                 // SAFETY: as for the vectored read.
                 unsafe { vectored(entry, abi::io_uring_op::IORING_OP_WRITEV, gather) }
             }
-            Request::Sync { data_only } => Sqe {
-                opcode: abi::io_uring_op::IORING_OP_FSYNC as u8,
-                op_flags: if data_only { abi::IORING_FSYNC_DATASYNC } else { 0 },
-                ..entry
-            },
-            Request::Allocate { offset, length } => Sqe {
-                opcode: abi::io_uring_op::IORING_OP_FALLOCATE as u8,
-                off: offset,
-                addr: length,
-                ..entry
-            },
-            Request::Truncate { length } if self.features.truncate => Sqe {
-                opcode: abi::io_uring_op::IORING_OP_FTRUNCATE as u8,
-                off: length,
-                ..entry
-            },
-            Request::Truncate { length } => {
-                // The system call is made here and now, by the thread that starts it.
-                if let Err(error) = file::truncate(handle.fd(), length) {
-                    op.status = -error.raw_os_error().unwrap_or(libc::EIO);
-                }
-                nothing()
-            }
+            _ => unreachable!("it names no position"),
         }
     }
 
@@ -749,6 +782,7 @@ fn unplaced(entry: Sqe) -> Sqe {
     Sqe { off: u64::MAX, ..entry }
 }
 
+
 /// Where in its file an operation goes on.
 fn at(entry: Sqe, op: &Operation, offset: u64) -> Sqe {
     match offset {
@@ -792,7 +826,7 @@ unsafe fn vectored(entry: Sqe, opcode: abi::io_uring_op, gather: *mut Gather) ->
 /// Lets the kernel take a buffer of the pool.
 fn select_buffer(entry: Sqe) -> Sqe {
     let flags = 1 << abi::io_uring_sqe_flags_bit::IOSQE_BUFFER_SELECT_BIT as u8;
-    Sqe { flags, buf_index: Provided::GROUP, ..entry }
+    Sqe { flags: entry.flags | flags, buf_index: Provided::GROUP, ..entry }
 }
 
 /// What is over at once.

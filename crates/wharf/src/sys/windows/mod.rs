@@ -121,6 +121,18 @@ pub(crate) struct Registration {
     pub(crate) datagrams: bool,
 }
 
+impl Registration {
+    /// For a branch of a file's handle. With one lane there is none.
+    pub(crate) fn of_branch(&self) -> Self {
+        Self::default()
+    }
+
+    /// Which lane knows of it.
+    pub(crate) fn lane(&self) -> u16 {
+        0
+    }
+}
+
 /// That a descriptor belongs to one port is known to the kernel.
 pub(crate) fn adopt(_identity: Identity) -> bool {
     true
