@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 
 use rival_common::reads::{self, BLOCK, Options, Work};
-use wharf::{Buf, Builder, Op, OpenOptions, Port, Wait};
+use wharf::{Buf, Builder, File, Op, OpenOptions, Packet, Port, Wait};
 
 fn main() -> io::Result<()> {
     // For design `epoll`, the environment chooses the driver.
@@ -22,16 +22,12 @@ fn read(options: &Options, work: &Arc<Work>) -> io::Result<()> {
     let port: Port<(), u64> = Builder::new().concurrency(options.threads).build()?;
     let how = OpenOptions::new().read(true).direct(options.direct);
     let file = port.open(&options.file, how, ())?;
-    let mut positions = work.positions(0);
-    for _ in 0..options.depth {
-        let position = positions.draw();
-        file.start().context(position).read_at(Buf::aligned(BLOCK, BLOCK), position)?;
-    }
+    let share = (options.depth / options.threads).max(1);
     thread::scope(|scope| {
-        let workers: Vec<_> = (1..=options.threads)
+        let workers: Vec<_> = (0..options.threads)
             .map(|number| {
-                let port = &port;
-                scope.spawn(move || worker(port, work, number))
+                let (port, file) = (&port, file.clone());
+                scope.spawn(move || worker(port, file, share, work, number))
             })
             .collect();
         let panicked = |_| Err(io::Error::other("a worker panicked"));
@@ -39,21 +35,34 @@ fn read(options: &Options, work: &Arc<Work>) -> io::Result<()> {
     })
 }
 
-fn worker(port: &Port<(), u64>, work: &Work, number: usize) -> io::Result<()> {
+/// Starts its share of the reads, and each that is over anew.
+fn worker(
+    port: &Port<(), u64>,
+    file: File<(), u64>,
+    share: usize,
+    work: &Work,
+    number: usize,
+) -> io::Result<()> {
     let mut positions = work.positions(number);
+    let start =
+        |file: &File<(), u64>, buf, position| file.start().context(position).read_at(buf, position);
+    // What is started from a packet belongs to the worker that has it.
+    port.post(0).map_err(|refused| refused.error)?;
     while work.goes_on() {
-        let packet = match port.wait() {
-            Wait::Packet(packet) => packet,
+        match port.wait() {
+            Wait::Packet(Packet { op: Op::Read { file, buf }, result, context, .. }) => {
+                result?;
+                work.done(context.unwrap_or(u64::MAX), &buf);
+                start(&file, buf, positions.draw())?;
+            }
+            Wait::Packet(Packet { op: Op::Posted(_), .. }) => {
+                for _ in 0..share {
+                    start(&file, Buf::aligned(BLOCK, BLOCK), positions.draw())?;
+                }
+            }
             Wait::Broken(error) => return Err(error.into()),
             _ => break,
-        };
-        packet.result?;
-        let (Some(position), Op::Read { file, buf }) = (packet.context, packet.op) else {
-            continue;
-        };
-        work.done(position, &buf);
-        let position = positions.draw();
-        file.start().context(position).read_at(buf, position)?;
+        }
     }
     Ok(())
 }
