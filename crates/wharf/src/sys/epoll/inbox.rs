@@ -5,7 +5,7 @@ use std::{
     io, ptr,
     sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -21,17 +21,26 @@ pub(crate) const TRY: u32 = 1;
 /// In an event's flags: its result stands in the header.
 pub(crate) const KEPT: u32 = 2;
 
+/// Added to the address in `latest`: the call has not been made. Operations lie at even addresses.
+const READY: usize = 1;
+const _: () = assert!(align_of::<Operation>() > READY);
+
+/// With a packet of the queue's before them, that is four buffers of one connection, or three and a
+/// look that finds no more.
+const IN_A_ROW: u32 = 3;
+
 /// A queue that any thread may put into and take from.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     queue: Mutex<VecDeque<Popped>>,
     /// How long the queue is.
     ready: AtomicU32,
-    /// An operation whose call was made at once. It is taken before the queue, while everything
-    /// about it is in the processor's cache, and without a lock; but not twice in a row.
+    /// An operation whose call was made at once, or can be (`READY`): more has come than its last
+    /// one had room for. It is taken before the queue, while everything about it is in the
+    /// processor's cache, and without a lock; but not more than `IN_A_ROW` times.
     latest: AtomicPtr<Operation>,
-    /// The latest one was taken last.
-    in_turn: AtomicBool,
+    /// How many have been taken there since one was taken from the queue.
+    in_turn: AtomicU32,
     /// System calls that threads for files have made.
     pub(crate) calls: AtomicU64,
     pub(crate) waker: Waker,
@@ -49,7 +58,7 @@ impl Inbox {
             queue: Mutex::new(VecDeque::with_capacity(64)),
             ready: AtomicU32::new(0),
             latest: AtomicPtr::new(ptr::null_mut()),
-            in_turn: AtomicBool::new(false),
+            in_turn: AtomicU32::new(0),
             calls: AtomicU64::new(0),
             waker: Waker::new()?,
         })
@@ -82,14 +91,25 @@ impl Inbox {
 
     /// The call of an operation has been made at once, and its result stands in its header.
     pub(crate) fn put_latest(&self, operation: *mut Operation) {
-        let (none, order) = (ptr::null_mut(), Ordering::Release);
-        if self.latest.compare_exchange(none, operation, order, Ordering::Relaxed).is_err() {
+        if !self.set_latest(operation) {
             self.put(kept(operation));
         }
     }
 
+    /// The call of an operation that has just been started would not block.
+    pub(crate) fn put_ready(&self, operation: *mut Operation) {
+        if !self.set_latest(operation.map_addr(|address| address | READY)) {
+            self.put(to_try(operation));
+        }
+    }
+
+    fn set_latest(&self, operation: *mut Operation) -> bool {
+        let (none, order) = (ptr::null_mut(), Ordering::Release);
+        self.latest.compare_exchange(none, operation, order, Ordering::Relaxed).is_ok()
+    }
+
     pub(crate) fn put_try(&self, operation: *mut Operation) {
-        self.fill().put_try(operation);
+        self.put(to_try(operation));
     }
 
     /// To put in several.
@@ -100,16 +120,20 @@ impl Inbox {
     /// Takes the latest or the oldest.
     pub(crate) fn take(&self) -> Option<Popped> {
         let queued = self.ready.load(Ordering::Relaxed) > 0;
-        let turn = self.in_turn.load(Ordering::Relaxed);
-        if self.has_latest() && !(turn && queued) {
+        let in_turn = self.in_turn.load(Ordering::Relaxed);
+        if self.has_latest() && !(in_turn == IN_A_ROW && queued) {
             let operation = self.latest.swap(ptr::null_mut(), Ordering::Acquire);
             if !operation.is_null() {
-                self.in_turn.store(true, Ordering::Relaxed);
-                return Some(kept(operation));
+                self.in_turn.store((in_turn + 1).min(IN_A_ROW), Ordering::Relaxed);
+                return Some(if operation.addr() & READY == 0 {
+                    kept(operation)
+                } else {
+                    to_try(operation.map_addr(|address| address & !READY))
+                });
             }
         }
-        if turn {
-            self.in_turn.store(false, Ordering::Relaxed);
+        if in_turn > 0 {
+            self.in_turn.store(0, Ordering::Relaxed);
         }
         self.take_if(|_| true)
     }
@@ -138,6 +162,10 @@ fn kept(operation: *mut Operation) -> Popped {
     Popped::Event(Event { operation, of: Source::Request, result: 0, flags: KEPT })
 }
 
+fn to_try(operation: *mut Operation) -> Popped {
+    Popped::Event(Event { operation, of: Source::Request, result: 0, flags: TRY })
+}
+
 /// See [`Inbox::fill`].
 pub(crate) struct Filling<'a> {
     inbox: &'a Inbox,
@@ -150,8 +178,7 @@ impl Filling<'_> {
     }
 
     pub(crate) fn put_try(&mut self, operation: *mut Operation) {
-        let of = Source::Request;
-        self.put(Popped::Event(Event { operation, of, result: 0, flags: TRY }));
+        self.put(to_try(operation));
     }
 }
 

@@ -403,7 +403,8 @@ impl Lane {
                 op.system.result = result;
                 self.inbox.put_latest(operation);
             }
-            Ok(Attempt::Ready | Attempt::Starves) => self.inbox.put_try(operation),
+            Ok(Attempt::Ready) => self.inbox.put_ready(operation),
+            Ok(Attempt::Starves) => self.inbox.put_try(operation),
             Err(error) => {
                 self.forget_slot(op);
                 return Err(error);
@@ -458,32 +459,39 @@ impl Lane {
                 // Called again when it is over, it says how.
                 op.system.step = 1;
             }
-            self.give_back(op);
-            if op.flags.expired {
-                // The deadline has passed meanwhile, and this was its last chance.
-                return Ok(Attempt::Done(-CANCELLED));
-            }
-            if self.park(op, claim, Some(seen))? == Attempt::Waits {
-                return Ok(Attempt::Waits);
+            match self.blocked(op, claim, seen)? {
+                Attempt::Ready => {}
+                attempt => return Ok(attempt),
             }
         }
     }
 
+    /// Lets an operation wait whose call would have blocked, unless more edges have come than it
+    /// knew of.
+    fn blocked(&self, op: &mut Operation, claim: Claim, seen: u32) -> io::Result<Attempt> {
+        self.give_back(op);
+        if op.flags.expired {
+            // The deadline has passed meanwhile, and this was its last chance.
+            return Ok(Attempt::Done(-CANCELLED));
+        }
+        self.park(op, claim, Some(seen))
+    }
+
     /// The most frequent call by a shorter way: a receive from a socket into a buffer of the pool.
-    /// None: it would block, there is no buffer, or it is no socket.
+    /// `Ready`: it has to go the longer one.
     ///
     /// # Safety
     ///
     /// As for `push`.
     #[inline]
-    unsafe fn receive(&self, op: &mut Operation) -> Option<i32> {
+    unsafe fn receive(&self, op: &mut Operation) -> io::Result<Attempt> {
         // SAFETY: an operation in flight has a handle, which outlives it (the contract of start).
         let handle = unsafe { &*op.handle };
-        let claim = handle.registration().epoll().slot?;
+        let Some(claim) = handle.registration().epoll().slot else { return Ok(Attempt::Ready) };
         if handle.kind() != Kind::Socket || op.buffer != NO_BUFFER {
-            return None;
+            return Ok(Attempt::Ready);
         }
-        let id = self.pool.take()?;
+        let Some(id) = self.pool.take() else { return Ok(Attempt::Starves) };
         let room = self.pool.size();
         handle.count_call();
         let seen = self.registry.edges(claim, Direction::In);
@@ -493,16 +501,15 @@ impl Lane {
         op.buffer = u32::from(id);
         let Ok(bytes) = usize::try_from(received) else {
             let error = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
-            if error == libc::EAGAIN {
-                self.give_back(op);
-                return None;
-            }
-            return Some(-error);
+            return match error {
+                libc::EAGAIN => self.blocked(op, claim, seen),
+                _ => Ok(Attempt::Done(-error)),
+            };
         };
         if 0 < bytes && bytes < room {
             self.registry.spent(claim, seen);
         }
-        Some(i32::try_from(bytes).unwrap_or(i32::MAX))
+        Ok(Attempt::Done(i32::try_from(bytes).unwrap_or(i32::MAX)))
     }
 
     /// Lets an operation wait for its descriptor, with its clock running.
@@ -638,14 +645,17 @@ impl Lane {
             // What is cancelled takes nothing.
             return Attempt::Done(-CANCELLED);
         }
-        if let Request::ReceivePooled { .. } = op.request
+        let received = match op.request {
             // SAFETY: the caller's promise.
-            && let Some(result) = unsafe { self.receive(op) }
-        {
-            return Attempt::Done(result);
-        }
-        // SAFETY: the caller's promise.
-        match unsafe { self.call(op) } {
+            Request::ReceivePooled { .. } => unsafe { self.receive(op) },
+            _ => Ok(Attempt::Ready),
+        };
+        let attempt = match received {
+            // SAFETY: the caller's promise.
+            Ok(Attempt::Ready) => unsafe { self.call(op) },
+            attempt => attempt,
+        };
+        match attempt {
             Ok(attempt) => attempt,
             Err(error) => Attempt::Done(-error.raw_os_error().unwrap_or(libc::EIO)),
         }
