@@ -91,7 +91,7 @@ impl Dispatch {
         let dispatch = Self {
             counters: lanes.iter().map(|_| Counters::default()).collect(),
             schedule: Schedule::new(lanes.len()),
-            watch: Watch::new(lanes.len(), setup.watch),
+            watch: Watch::new(lanes.len(), setup.watch, lanes[0].rouses()),
             lanes,
             queue: Mutex::new(VecDeque::new()),
             queued: AtomicUsize::new(0),
