@@ -203,7 +203,9 @@ pub(crate) enum Acquired {
     Refused,
 }
 
+/// On a cache line of its own: its holder looks at it for each packet, and writes to it for each wait.
 #[derive(Debug)]
+#[repr(align(128))]
 struct Lane {
     word: AtomicU64,
     /// Since when its holder waits, counted in waits of the whole port.
@@ -214,6 +216,11 @@ struct Lane {
     /// Its holder has found nothing to do, and waits.
     asleep: AtomicBool,
 }
+
+/// How many waits there have been, apart from what is looked at for each packet.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Waits(AtomicU64);
 
 #[derive(Debug)]
 struct Inner {
@@ -230,7 +237,7 @@ struct Inner {
 pub(crate) struct Schedule {
     lanes: Vec<Lane>,
     inner: Mutex<Inner>,
-    waits: AtomicU64,
+    waits: Waits,
     /// How many workers run without a lane.
     extra: AtomicUsize,
     /// How many workers are parked.
@@ -257,7 +264,7 @@ impl Schedule {
                 holders: vec![None; lanes],
                 extra: Vec::new(),
             }),
-            waits: AtomicU64::new(1),
+            waits: Waits(AtomicU64::new(1)),
             extra: AtomicUsize::new(0),
             parked: AtomicUsize::new(0),
             free: AtomicUsize::new(lanes),
@@ -449,7 +456,7 @@ impl Schedule {
         if since > 0 {
             return since;
         }
-        let now = self.waits.fetch_add(1, Ordering::Relaxed);
+        let now = self.waits.0.fetch_add(1, Ordering::Relaxed);
         worker.since.store(now, Ordering::Relaxed);
         now
     }

@@ -190,7 +190,10 @@ impl Watch {
 
     /// A worker of an idle lane was woken by a packet.
     pub(crate) fn was_busy(&self) {
-        self.idle_looks.store(0, Ordering::Relaxed);
+        // Others look at what is beside it for each packet.
+        if self.idle_looks.load(Ordering::Relaxed) > 0 {
+            self.idle_looks.store(0, Ordering::Relaxed);
+        }
     }
 
     /// A worker begins to run: if the watch sleeps, it is called.
