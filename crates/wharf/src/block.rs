@@ -212,18 +212,39 @@ impl<K, M> HandleShared<K, M> {
         payload: Payload,
         extras: Extras<M>,
     ) -> Result<OpId, Refused<Payload>> {
+        if self.is_elsewhere() {
+            return self.here().launch(payload, extras);
+        }
+        self.launch(payload, extras)
+    }
+
+    /// Whether another part of this handle is for this worker.
+    #[inline(always)]
+    fn is_elsewhere(&self) -> bool {
         let own_lane = || self.port.raw.shared().own_lane();
         match &self.role {
-            Role::Whole { branches: Some(branches), .. } => match own_lane() {
-                Some(lane) if !branches.is_home(lane) => {
-                    self.branch(branches, lane).launch(payload, extras)
-                }
-                _ => self.launch(payload, extras),
-            },
-            Role::Branch { lane, of } if own_lane().is_some_and(|own| own != *lane) => {
-                of.launch_here(payload, extras)
+            Role::Whole { branches: None, .. } => false,
+            Role::Whole { branches: Some(branches), .. } => {
+                own_lane().is_some_and(|own| !branches.is_home(own))
             }
-            _ => self.launch(payload, extras),
+            Role::Branch { lane, .. } => own_lane().is_some_and(|own| own != *lane),
+        }
+    }
+
+    /// The part of this handle that is for this worker.
+    #[cold]
+    fn here(self: &Arc<Self>) -> Arc<Self> {
+        let whole = match &self.role {
+            Role::Whole { .. } => self,
+            Role::Branch { of, .. } => of,
+        };
+        match (&whole.role, self.port.raw.shared().own_lane()) {
+            (Role::Whole { branches: Some(branches), .. }, Some(lane))
+                if !branches.is_home(lane) =>
+            {
+                whole.branch(branches, lane)
+            }
+            _ => whole.clone(),
         }
     }
 
@@ -240,7 +261,6 @@ impl<K, M> HandleShared<K, M> {
     }
 
     /// The branch of a lane. Of a closed handle there is no new one, and it refuses by itself.
-    #[cold]
     fn branch(self: &Arc<Self>, branches: &Branches<K, M>, lane: u16) -> Arc<Self> {
         let make = || {
             // Who closes looks for branches after that, one by one, under the same lock.
@@ -343,7 +363,7 @@ impl<K, M> HandleShared<K, M> {
     }
 
     /// `block` is idle, and ours alone. `begun`: what is left of an attempt, and how much is done.
-    #[inline]
+    #[inline(always)]
     fn start(
         self: &Arc<Self>,
         block: *mut Block<K, M>,
@@ -366,6 +386,7 @@ impl<K, M> HandleShared<K, M> {
     /// # Safety
     ///
     /// The block is filled, idle, and the caller's alone; pending, it is so no more.
+    #[inline(always)]
     unsafe fn fly(
         self: &Arc<Self>,
         block: *mut Block<K, M>,

@@ -307,6 +307,7 @@ impl Handle {
     /// [`Operation::is_pending`] says otherwise.
     #[doc(alias = "WSARecv")]
     #[doc(alias = "WSASend")]
+    #[inline(always)]
     pub unsafe fn start(&self, operation: *mut Operation) -> Result<(), Error> {
         let state = self.open()?;
         // SAFETY: the caller's promise; and nothing of it has been done.
