@@ -396,8 +396,20 @@ impl<K, M> HandleShared<K, M> {
     ) -> Result<(), Error> {
         // SAFETY: the caller's promise.
         let fields = unsafe { &mut *block };
-        let request = fields.request(&self.raw)?;
-        fields.operation.prepare(request, deadline, silent);
+        match &mut fields.payload {
+            // The same as below, written where it belongs without having been anywhere else.
+            Payload::Read(buf, offset) if !buf.wants_pool() => {
+                let (buffer, length) = writable("read", buf)?;
+                let length = some("read", length)?;
+                let offset = range("read", *offset, length as u64)?;
+                let request = Request::Read { buffer, length, offset };
+                fields.operation.prepare(request, deadline, silent);
+            }
+            _ => {
+                let request = fields.request(&self.raw)?;
+                fields.operation.prepare(request, deadline, silent);
+            }
+        }
         fields.handle = Some(self.clone());
         // SAFETY: the block stays where it is, untouched, until its last completion; the buffers
         // that the request points into are in the block's payload, whose heap memory does not
@@ -683,14 +695,7 @@ impl Payload {
             Self::Read(buf, offset) if buf.wants_pool() => {
                 Request::ReadPooled { offset: range("read", *offset, 1 << 30)? }
             }
-            Self::Read(buf, offset) => {
-                let (buffer, length) = writable("read", buf)?;
-                Request::Read {
-                    buffer,
-                    length: some("read", length)?,
-                    offset: range("read", *offset, length as u64)?,
-                }
-            }
+            Self::Read(..) => unreachable!("made in place"),
             Self::ReadVectored(vectored, offset) => {
                 let (scatter, length) = vectored.scatter()?;
                 some("read", length)?;

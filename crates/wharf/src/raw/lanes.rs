@@ -186,6 +186,7 @@ impl Shared {
         self.gets_on(lane);
     }
 
+    #[inline(never)]
     fn submit(&self, lane: usize) {
         self.enters(lane);
         if let Err(error) = self.dispatch.lanes[lane].submit()
@@ -284,7 +285,7 @@ impl Shared {
     fn was_attended_in_vain(&self, own: usize) -> bool {
         let mut in_vain = false;
         while let Some(other) = self.dispatch.lanes[own].pop_attend() {
-            if self.is_attended(other) {
+            if self.is_attended(usize::from(other)) {
                 return false;
             }
             in_vain = true;
@@ -293,8 +294,7 @@ impl Shared {
     }
 
     /// A lane that this thread attends to has something to take. False: it has a holder by now.
-    fn is_attended(&self, lane: u16) -> bool {
-        let lane = usize::from(lane);
+    fn is_attended(&self, lane: usize) -> bool {
         self.dispatch.counters[lane].attended.store(false, Ordering::SeqCst);
         let free = self.dispatch.schedule.is_free(lane);
         if free {
@@ -461,6 +461,7 @@ impl Shared {
         self.gets_on(own);
     }
 
+    #[inline(never)]
     fn take_queued(&self, own: usize, taking: &mut Taking<'_>) -> bool {
         while let Some(entry) = self.dequeue() {
             // SAFETY: it has been taken from the queue, once.
@@ -517,6 +518,7 @@ impl Shared {
         false
     }
 
+    #[inline(never)]
     fn take_seat(&self, worker: &Arc<Worker>, polling: bool, deadline: Option<Instant>) -> Seat {
         match self.dispatch.schedule.acquire(worker, !polling) {
             Acquired::Lane(lane) => {
@@ -577,6 +579,7 @@ impl Shared {
 
     /// Waits in a lane: submits what is queued and sleeps until something completes or somebody
     /// wakes it, all in one entry into the kernel.
+    #[inline(never)]
     fn sleep(
         &self,
         lane: usize,

@@ -252,6 +252,7 @@ impl Watch {
         }
     }
 
+    #[inline(never)]
     fn put_off(&self, port: &Shared, lane: usize, alarm: &Alarm, due: u64, now: u64) {
         let mut oldest = now;
         let mut help = false;

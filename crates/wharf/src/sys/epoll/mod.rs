@@ -211,7 +211,7 @@ impl Lane {
 
     pub(crate) fn pop_attend(&self) -> Option<u16> {
         match self.inbox.take_if(|popped| matches!(popped, Popped::Attend(_)))? {
-            Popped::Attend(lane) => Some(lane),
+            Popped::Attend(lane) => u16::try_from(lane).ok(),
             _ => None,
         }
     }
@@ -277,7 +277,7 @@ impl Lane {
         around.wait(timeout, |token, _| {
             came = true;
             if token != OWN {
-                self.inbox.put(Popped::Attend(u16::try_from(token).unwrap_or(0)));
+                self.inbox.put(Popped::Attend(usize::try_from(token).unwrap_or(0)));
             }
         })?;
         Ok(self.look(Some(Duration::ZERO))? || came)
@@ -291,7 +291,7 @@ impl Lane {
             other.go_off();
         }
         if other.ready() > 0 {
-            self.inbox.put(Popped::Attend(number));
+            self.inbox.put(Popped::Attend(usize::from(number)));
             return Ok(());
         }
         if asked {

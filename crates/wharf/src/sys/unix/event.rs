@@ -27,6 +27,7 @@ pub(crate) enum Popped {
     Event(Event),
     /// Nothing but a wake-up of whoever sleeps in the lane.
     Wake,
-    /// The lane of this number, which nobody waits in, has something to take.
-    Attend(u16),
+    /// The lane of this number, which nobody waits in, has something to take. (A word, as what the
+    /// others begin with: halves would be put together anew for each event.)
+    Attend(usize),
 }

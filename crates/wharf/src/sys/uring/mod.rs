@@ -266,7 +266,7 @@ impl Lane {
         let Cqe { user_data, result, flags } = self.ring.pop_if(|_| true)?;
         let operation = user_data & !TAGS;
         Some(match user_data & TAGS {
-            ATTEND_TAG => Popped::Attend(u16::try_from(operation / (TAGS + 1)).unwrap_or(0)),
+            ATTEND_TAG => Popped::Attend(usize::try_from(operation / (TAGS + 1)).unwrap_or(0)),
             _ if operation == 0 => Popped::Wake,
             tag => Popped::Event(Event {
                 operation: operation as *mut Operation,
@@ -340,7 +340,24 @@ impl Lane {
             return unsafe { self.push_timed(op) };
         }
         let make = |entry: &mut Sqe| {
-            *entry = self.prepare(op);
+            match op.request {
+                // Frequent, and made in place.
+                Request::Read { buffer, length, offset } if !op.flags.pausing => {
+                    // SAFETY: an operation in flight has a handle, which outlives it.
+                    let (fd, flags) = self.file_of(op, unsafe { &*op.handle });
+                    *entry = Sqe {
+                        opcode: abi::io_uring_op::IORING_OP_READ as u8,
+                        flags,
+                        fd,
+                        off: offset + op.bytes as u64,
+                        // SAFETY: `bytes` never exceeds `length`.
+                        addr: unsafe { buffer.add(op.bytes) } as u64,
+                        len: clamp(length - op.bytes),
+                        ..Sqe::default()
+                    };
+                }
+                _ => *entry = self.prepare(op),
+            }
             entry.user_data = address_of(operation);
         };
         // SAFETY: the caller's promise.
@@ -555,17 +572,25 @@ impl Lane {
         }
     }
 
+    /// The file of an operation, and the flag that says whether it is named by a number.
+    #[inline]
+    fn file_of(&self, op: &Operation, handle: &Handle) -> (i32, u8) {
+        let registration = handle.registration().uring();
+        if let Some(number) = registration.number_in(op.lane) {
+            let flag = 1 << abi::io_uring_sqe_flags_bit::IOSQE_FIXED_FILE_BIT as u8;
+            return (i32::from(number), flag);
+        }
+        if registration.is_worth_a_number() {
+            registration.set(op.lane, self.files.add(&self.ring, handle.fd()));
+        }
+        (handle.fd(), 0)
+    }
+
     /// What reads or writes at a position of a file.
     #[inline(never)]
     fn prepare_placed(&self, op: &Operation, handle: &Handle) -> Sqe {
-        let mut entry = Sqe { fd: handle.fd(), ..Sqe::default() };
-        let registration = handle.registration().uring();
-        if let Some(number) = registration.number_in(op.lane) {
-            entry.fd = i32::from(number);
-            entry.flags = 1 << abi::io_uring_sqe_flags_bit::IOSQE_FIXED_FILE_BIT as u8;
-        } else if registration.is_worth_a_number() {
-            registration.set(op.lane, self.files.add(&self.ring, entry.fd));
-        }
+        let (fd, flags) = self.file_of(op, handle);
+        let entry = Sqe { fd, flags, ..Sqe::default() };
         match op.request {
             Request::Read { buffer, length, offset } => {
                 // SAFETY: `bytes` never exceeds `length`.
