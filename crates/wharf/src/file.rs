@@ -19,9 +19,10 @@ use crate::{
 /// were started. Up to [`Builder::queue_limit`](crate::Builder::queue_limit) may be in flight, in
 /// each of the port's running slots.
 ///
-/// One file serves all workers: there is no need to open it once for each. They share nothing of it
-/// on the way, as long as each starts its operations from the packets that it takes. What matters
-/// is who starts them: an operation's packet goes to the worker in whose slot it was started, if
+/// One file serves all workers: they share no memory of it on the way, as long as each starts its
+/// operations from the packets that it takes. (The system itself notes with every read of an open
+/// file where it was. To open it once for each worker saves two processors that, some 2 % of a read
+/// from the page cache.) What matters more is who starts them: an operation's packet goes to the worker in whose slot it was started, if
 /// that one waits or runs. So when many are to be in flight on several processors, let each worker
 /// start its share.
 ///

@@ -21,13 +21,13 @@ fn read(options: &Options, work: &Arc<Work>) -> io::Result<()> {
     // The context of a read is its position.
     let port: Port<(), u64> = Builder::new().concurrency(options.threads).build()?;
     let how = OpenOptions::new().read(true).direct(options.direct);
-    let file = port.open(&options.file, how, ())?;
     let share = (options.depth / options.threads).max(1);
     thread::scope(|scope| {
         let workers: Vec<_> = (0..options.threads)
             .map(|number| {
-                let (port, file) = (&port, file.clone());
-                scope.spawn(move || worker(port, file, share, work, number))
+                let file = port.open(&options.file, how.clone(), ());
+                let port = &port;
+                scope.spawn(move || worker(port, file?, share, work, number))
             })
             .collect();
         let panicked = |_| Err(io::Error::other("a worker panicked"));
