@@ -22,9 +22,9 @@ use crate::{
 /// One file serves all workers: they share no memory of it on the way, as long as each starts its
 /// operations from the packets that it takes. (The system itself notes with every read of an open
 /// file where it was. To open it once for each worker saves two processors that, some 2 % of a read
-/// from the page cache.) What matters more is who starts them: an operation's packet goes to the worker in whose slot it was started, if
-/// that one waits or runs. So when many are to be in flight on several processors, let each worker
-/// start its share.
+/// from the page cache.) What matters more is who starts them: an operation's packet goes to the
+/// worker in whose slot it was started, if that one waits or runs. So when many are to be in flight
+/// on several processors, let each worker start its share.
 ///
 /// An operation in flight holds a clone, and its packet brings it. The file is closed when the
 /// last clone and the last operation on it are gone.

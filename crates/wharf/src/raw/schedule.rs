@@ -203,7 +203,8 @@ pub(crate) enum Acquired {
     Refused,
 }
 
-/// On a cache line of its own: its holder looks at it for each packet, and writes to it for each wait.
+/// On a cache line of its own: its holder looks at it for each packet, and writes to it for each
+/// wait.
 #[derive(Debug)]
 #[repr(align(128))]
 struct Lane {

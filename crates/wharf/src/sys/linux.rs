@@ -25,8 +25,8 @@ use crate::{
     raw::{Operation, port::Setup},
 };
 
-/// One running slot of a port. See the page of [`crate::sys`] for the contract. On cache lines of its
-/// own: those of a port lie one after the other, and are used by different processors.
+/// One running slot of a port. See the page of [`crate::sys`] for the contract. On cache lines of
+/// its own: those of a port lie one after the other, and are used by different processors.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) enum Lane {
