@@ -91,7 +91,7 @@ impl Dispatch {
         let dispatch = Self {
             counters: lanes.iter().map(|_| Counters::default()).collect(),
             schedule: Schedule::new(lanes.len()),
-            watch: Watch::new(lanes.len(), setup.watch, lanes[0].rouses()),
+            watch: Watch::new(lanes.len(), setup.watch),
             lanes,
             queue: Mutex::new(VecDeque::new()),
             queued: AtomicUsize::new(0),
@@ -373,11 +373,11 @@ impl Shared {
             let batch = if self.dispatch.watch.alert() { ALERT_BATCH } else { BATCH };
             let packets = PACKETS.with(Cell::get);
             let full = packets >= batch;
-            if full {
-                self.submit(lane);
-            }
             if full || packets % SEEN_AFTER == SEEN_AFTER - 1 {
                 self.dispatch.watch.gets_on(self, lane);
+            }
+            if full {
+                self.submit(lane);
             }
             if self.take(lane, taking) || self.steal(lane, taking) {
                 return Wait::Packet(());
@@ -587,6 +587,7 @@ impl Shared {
         deadline: Option<Instant>,
     ) -> Result<(), Error> {
         self.evict(lane, worker);
+        self.dispatch.watch.gets_on(self, lane);
         let attention = self.attend(lane);
         self.dispatch.lanes[lane].pools().into_iter().for_each(Pool::resume_free);
         // Without a parked worker to keep watch, the idle ones do, now and then.

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     sync::lock,
-    sys::{Alarm, processor_time},
+    sys::{Alarm, Lane, processor_time},
 };
 
 /// A first block is noticed within a millisecond. A look costs a few microseconds, a good part of
@@ -37,11 +37,11 @@ const FAST: Duration = Duration::from_micros(50);
 /// How long after a block the watch stays fast.
 const ALERT: Duration = Duration::from_millis(30);
 /// A look that is due within this time is put off by a worker that gets on, and one that would be
-/// put off by less is not: each time costs a system call, and on some virtual machines 13 µs. It is
-/// longer than a worker usually needs to submit a full batch, for it gets on only after that; where
-/// nothing is submitted, it gets on with every few packets.
-const MARGIN: Duration = Duration::from_micros(450);
-const SHORT_MARGIN: Duration = Duration::from_micros(150);
+/// put off by less is not: each time costs a system call, and on a virtual machine more than that.
+const MARGIN: Duration = Duration::from_micros(100);
+/// It is so much longer for each operation that is about to be submitted: until that is done, the
+/// worker does not come back to put anything off.
+const SUBMISSION: Duration = Duration::from_nanos(1500);
 /// Looks at a port of which no worker runs, after which the watch sleeps until one does. To rouse
 /// it costs about as much as a look.
 const IDLE_LOOKS: u32 = 1;
@@ -69,8 +69,6 @@ pub(crate) struct Watch {
     rested: AtomicU64,
     /// None: the watching worker wakes at every look, as it does while blocks keep coming.
     alarm: Option<Alarm>,
-    /// See [`MARGIN`].
-    margin: u64,
     /// When each lane's holder was last seen to get on, by the alarm's clock.
     seen: Vec<Seen>,
     state: Mutex<State>,
@@ -127,15 +125,13 @@ enum Doing {
 }
 
 impl Watch {
-    /// `submits`: whether much may be submitted at once, in which time no worker gets on.
-    pub(crate) fn new(lanes: usize, on: bool, submits: bool) -> Self {
+    pub(crate) fn new(lanes: usize, on: bool) -> Self {
         let alarm = on.then(Alarm::new).transpose().unwrap_or_else(|error| {
             log::warn!("no timer: the watch wakes more often than it has to: {error}");
             None
         });
         Self {
             alarm,
-            margin: nanos(if submits { MARGIN } else { SHORT_MARGIN }),
             seen: (0..lanes).map(|_| Seen::default()).collect(),
             asleep: AtomicBool::new(false),
             alert: AtomicBool::new(false),
@@ -237,8 +233,8 @@ impl Watch {
         }
     }
 
-    /// A lane's holder gets on: it comes back from the kernel, or has taken some packets. Where all
-    /// who run do, the next look is put off.
+    /// A lane's holder gets on: it comes back from the kernel or is about to enter it, or has taken
+    /// some packets. Where all who run do, the next look is put off.
     #[inline]
     pub(crate) fn gets_on(&self, port: &Shared, lane: usize) {
         if let Some(alarm) = &self.alarm
@@ -246,7 +242,9 @@ impl Watch {
         {
             let now = alarm.now();
             self.seen[lane].0.store(now, Ordering::Relaxed);
-            if due < now + self.margin {
+            let submits = port.lanes().get(lane).map_or(0, Lane::unsubmitted);
+            let ahead = u64::from(submits) * nanos(SUBMISSION);
+            if due < now + nanos(MARGIN) + ahead {
                 self.put_off(port, lane, alarm, due, now);
             }
         }
@@ -270,7 +268,7 @@ impl Watch {
                 }
             }
         }
-        if let Some(later) = later(due, oldest, self.margin)
+        if let Some(later) = later(due, oldest)
             && alarm.put_off(due, later)
             && help
         {
@@ -379,9 +377,9 @@ impl Watch {
 
 /// Until when a look may be put off that is due at `due`, if those who run have been seen to get on
 /// at `oldest` or later. None: it is not worth while.
-fn later(due: u64, oldest: u64, margin: u64) -> Option<u64> {
+fn later(due: u64, oldest: u64) -> Option<u64> {
     let later = oldest + nanos(SLOW);
-    (later >= due + margin).then_some(later)
+    (later >= due + nanos(MARGIN)).then_some(later)
 }
 
 const fn nanos(time: Duration) -> u64 {
@@ -446,7 +444,7 @@ mod tests {
                 lanes[number] = Lane { runs: true, seen: now };
                 let others = lanes.iter().filter(|lane| lane.runs).map(|lane| lane.seen);
                 if due < now + nanos(MARGIN)
-                    && let Some(later) = later(due, others.min().unwrap_or(now), nanos(MARGIN))
+                    && let Some(later) = later(due, others.min().unwrap_or(now))
                 {
                     prop_assert!(later > due);
                     due = later;
@@ -485,13 +483,13 @@ mod tests {
     fn nobody_is_woken_to_look_while_a_worker_gets_on() {
         let mut due = nanos(SLOW);
         let mut put_off = 0;
-        for now in (0..1_000_000_000).step_by(250_000) {
+        for now in (0..1_000_000_000).step_by(50_000) {
             assert!(now < due);
             if due < now + nanos(MARGIN) {
-                due = later(due, now, nanos(MARGIN)).expect("it gets on");
+                due = later(due, now).expect("it gets on");
                 put_off += 1;
             }
         }
-        assert!(put_off < 2_300, "{put_off} system calls in a second");
+        assert!(put_off < 1_300, "{put_off} system calls in a second");
     }
 }
