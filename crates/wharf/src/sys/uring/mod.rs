@@ -179,6 +179,8 @@ impl Lane {
     /// ones.
     pub(crate) fn make(count: usize, setup: &Setup, chunks: &Chunks) -> io::Result<Vec<Self>> {
         const SMALLEST: u32 = 8;
+        // How often the smallest are tried again.
+        let mut patience = 5;
         let asked = setup.submissions;
         let mut setup = setup.clone();
         loop {
@@ -194,9 +196,16 @@ impl Lane {
                     }
                     return Ok(lanes);
                 }
-                Err(error) if is_memory(&error) && setup.submissions > SMALLEST => {
-                    setup.submissions /= 2;
-                    // The kernel gives the memory of the rings just closed back a little later.
+                Err(error)
+                    if is_memory(&error) && (setup.submissions > SMALLEST || patience > 0) =>
+                {
+                    if setup.submissions > SMALLEST {
+                        setup.submissions /= 2;
+                    } else {
+                        patience -= 1;
+                    }
+                    // The kernel gives the memory of the rings just closed back a little later: a
+                    // machine that is busy may take several of these pauses.
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(error) => return Err(error),
