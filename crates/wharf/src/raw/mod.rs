@@ -58,6 +58,7 @@ cfg_select! {
         /// What posts a packet when something happens.
         pub(crate) use self::handle::Handle as Notifier;
         mod lanes;
+        mod repose;
         pub(crate) mod schedule;
         mod watch;
         use self::lanes as dispatch;

@@ -23,6 +23,7 @@ use std::{
 
 use super::{
     port::Shared,
+    repose::Repose,
     schedule::{Hold, Parked, Worker},
 };
 use crate::{
@@ -58,7 +59,7 @@ const HELP_FROM: u32 = 8;
 
 #[derive(Debug)]
 pub(crate) struct Watch {
-    asleep: AtomicBool,
+    repose: Repose,
     alert: AtomicBool,
     noticed: AtomicU64,
     /// Looks in a row that found no worker running.
@@ -133,7 +134,7 @@ impl Watch {
         Self {
             alarm,
             seen: (0..lanes).map(|_| Seen::default()).collect(),
-            asleep: AtomicBool::new(false),
+            repose: Repose::new(),
             alert: AtomicBool::new(false),
             noticed: AtomicU64::new(0),
             idle_looks: AtomicU32::new(0),
@@ -168,12 +169,9 @@ impl Watch {
     /// How long the watching worker sleeps before its next look. None: until it is roused.
     fn tick(&self, port: &Shared) -> Option<Duration> {
         if self.idle_looks.load(Ordering::Relaxed) >= IDLE_LOOKS {
-            self.asleep.store(true, Ordering::SeqCst);
-            // A worker that begins to run now either sees that we sleep or is seen here.
-            if port.dispatch.schedule.all_idle() {
+            if self.repose.lie_down(|| port.dispatch.schedule.all_idle()) {
                 return None;
             }
-            self.asleep.store(false, Ordering::SeqCst);
             self.idle_looks.store(0, Ordering::Relaxed);
         }
         Some(if self.alert() { FAST } else { SLOW })
@@ -194,20 +192,24 @@ impl Watch {
 
     /// A worker begins to run: if the watch sleeps, it is called.
     pub(crate) fn rouse(&self, port: &Shared) {
-        if self.asleep.load(Ordering::SeqCst) && self.asleep.swap(false, Ordering::SeqCst) {
-            self.idle_looks.store(0, Ordering::Relaxed);
-            if let Some(alarm) = &self.alarm {
-                let rested = self.rested.swap(0, Ordering::Relaxed);
-                if rested > 0 && alarm.now() >= rested + nanos(SLOW) {
-                    self.rests.store(RESTS, Ordering::Relaxed);
-                }
-                alarm.set(SLOW);
-                if alarm.is_heard() {
-                    return;
-                }
-            }
-            port.dispatch.schedule.call_watch();
+        if self.repose.rouse() {
+            self.call(port);
         }
+    }
+
+    fn call(&self, port: &Shared) {
+        self.idle_looks.store(0, Ordering::Relaxed);
+        if let Some(alarm) = &self.alarm {
+            let rested = self.rested.swap(0, Ordering::Relaxed);
+            if rested > 0 && alarm.now() >= rested + nanos(SLOW) {
+                self.rests.store(RESTS, Ordering::Relaxed);
+            }
+            alarm.set(SLOW);
+            if alarm.is_heard() {
+                return;
+            }
+        }
+        port.dispatch.schedule.call_watch();
     }
 
     /// A worker has nothing to do, and begins to wait. If it is the last, and waits have lately
@@ -218,18 +220,13 @@ impl Watch {
         if rests == 0 || self.alert() || alarm.due().is_none() {
             return;
         }
-        if self.asleep.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        if !port.dispatch.schedule.all_idle() {
-            return self.rouse(port);
-        }
-        self.rests.store(rests - 1, Ordering::Relaxed);
-        self.rested.store(alarm.now(), Ordering::Relaxed);
-        alarm.unset();
-        // Who has begun to run since has set it, perhaps before that.
-        if !self.asleep.load(Ordering::SeqCst) {
-            alarm.set(SLOW);
+        let unset = || {
+            self.rests.store(rests - 1, Ordering::Relaxed);
+            self.rested.store(alarm.now(), Ordering::Relaxed);
+            alarm.unset();
+        };
+        if self.repose.rest(|| port.dispatch.schedule.all_idle(), unset) {
+            self.call(port);
         }
     }
 
