@@ -1,5 +1,7 @@
 //! `wharf copy` as its users run it.
 
+mod common;
+
 use std::{
     fs::{self, File},
     io::Write,
@@ -18,6 +20,8 @@ use std::{
 #[cfg(unix)]
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+
+use self::common::started;
 
 /// A folder that goes with its test.
 struct Folder(PathBuf);
@@ -63,7 +67,7 @@ fn copy(arguments: &[&str], source: &Path, destination: &Path) -> Command {
 }
 
 fn run(arguments: &[&str], source: &Path, destination: &Path) -> Output {
-    copy(arguments, source, destination).output().expect("it runs")
+    started(|| copy(arguments, source, destination).output())
 }
 
 #[track_caller]

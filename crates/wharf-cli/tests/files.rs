@@ -1,6 +1,8 @@
 //! `wharf serve --files` as clients see it: by hand, byte by byte, and through curl and wget, which
 //! nobody here wrote.
 
+mod common;
+
 #[cfg(unix)]
 use std::os::unix::fs::symlink;
 use std::{
@@ -17,6 +19,8 @@ use std::{
 #[cfg(unix)]
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+
+use self::common::started;
 
 /// Longer than anything here takes on any machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -49,16 +53,16 @@ impl Server {
         fs::create_dir(site.join("bare")).unwrap();
         #[cfg(unix)]
         symlink("../secret", site.join("way-out")).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_wharf"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wharf"));
+        command
             .args(["serve", "--tcp", "127.0.0.1:0", "--json", "--files"])
             .arg(site)
             .args(arguments)
             .env_remove("WHARF_LOG")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("it starts");
+            .stderr(Stdio::null());
+        let mut child = started(|| command.spawn());
         let mut out = BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();
         out.read_line(&mut line).expect("a pipe");
