@@ -397,7 +397,15 @@ impl<K, M> HandleShared<K, M> {
         // SAFETY: the caller's promise.
         let fields = unsafe { &mut *block };
         match &mut fields.payload {
-            // The same as below, written where it belongs without having been anywhere else.
+            // The frequent ones are written where they belong without having been anywhere else.
+            Payload::Recv(buf, _) if buf.wants_pool() => {
+                let request = Request::ReceivePooled { repeat: false };
+                fields.operation.prepare(request, deadline, silent);
+            }
+            Payload::Send(buf) => {
+                let request = Request::Send { buffer: buf.as_ptr(), length: buf.len() };
+                fields.operation.prepare(request, deadline, silent);
+            }
             Payload::Read(buf, offset) if !buf.wants_pool() => {
                 let (buffer, length) = writable("read", buf)?;
                 let length = some("read", length)?;
@@ -645,7 +653,6 @@ impl Payload {
             Self::Idle | Self::Posted => return Err(Error::of(ErrorKind::InvalidInput, "start")),
             #[cfg(target_os = "linux")]
             Self::Notified(_) => Request::Readable,
-            Self::Recv(buf, _) if buf.wants_pool() => Request::ReceivePooled { repeat: false },
             Self::Recv(buf, exact) => {
                 let (buffer, room) = writable("recv", buf)?;
                 match exact {
@@ -660,7 +667,6 @@ impl Payload {
                 }
             }
             Self::RecvEach => Request::ReceivePooled { repeat: true },
-            Self::Send(buf) => Request::Send { buffer: buf.as_ptr(), length: buf.len() },
             Self::SendVectored(vectored) => Request::SendVectored { gather: vectored.gather()? },
             Self::Accept { repeat } => Request::Accept { repeat: *repeat },
             Self::AcceptFirst(buf) => {
@@ -695,7 +701,7 @@ impl Payload {
             Self::Read(buf, offset) if buf.wants_pool() => {
                 Request::ReadPooled { offset: range("read", *offset, 1 << 30)? }
             }
-            Self::Read(..) => unreachable!("made in place"),
+            Self::Send(_) | Self::Read(..) => unreachable!("made in place"),
             Self::ReadVectored(vectored, offset) => {
                 let (scatter, length) = vectored.scatter()?;
                 some("read", length)?;

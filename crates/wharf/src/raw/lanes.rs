@@ -140,14 +140,18 @@ impl Shared {
 
     /// The lane this thread holds. A worker that finds it has lost its lane, because it was
     /// blocked, counts as running again from here on.
+    #[inline]
     pub(crate) fn own_lane(&self) -> Option<u16> {
         let worker = self.current()?;
-        if let Some(lane) = self.dispatch.schedule.lane_of(worker) {
-            return u16::try_from(lane).ok();
-        }
+        let lane = self.dispatch.schedule.lane_of(worker).or_else(|| self.come_back(worker))?;
+        u16::try_from(lane).ok()
+    }
+
+    #[cold]
+    fn come_back(&self, worker: &Place) -> Option<usize> {
         worker.lane()?;
         self.dispatch.schedule.come_back(worker);
-        self.dispatch.schedule.lane_of(worker).and_then(|lane| u16::try_from(lane).ok())
+        self.dispatch.schedule.lane_of(worker)
     }
 
     /// Lets a lane go on in which this thread, which does not hold it, has started something.

@@ -349,24 +349,7 @@ impl Lane {
             return unsafe { self.push_timed(op) };
         }
         let make = |entry: &mut Sqe| {
-            match op.request {
-                // Frequent, and made in place.
-                Request::Read { buffer, length, offset } if !op.flags.pausing => {
-                    // SAFETY: an operation in flight has a handle, which outlives it.
-                    let (fd, flags) = self.file_of(op, unsafe { &*op.handle });
-                    *entry = Sqe {
-                        opcode: abi::io_uring_op::IORING_OP_READ as u8,
-                        flags,
-                        fd,
-                        off: offset + op.bytes as u64,
-                        // SAFETY: `bytes` never exceeds `length`.
-                        addr: unsafe { buffer.add(op.bytes) } as u64,
-                        len: clamp(length - op.bytes),
-                        ..Sqe::default()
-                    };
-                }
-                _ => *entry = self.prepare(op),
-            }
+            self.prepare(op, entry);
             entry.user_data = address_of(operation);
         };
         // SAFETY: the caller's promise.
@@ -380,7 +363,8 @@ impl Lane {
     /// As for `push`.
     #[cold]
     unsafe fn push_timed(&self, op: &mut Operation) -> io::Result<()> {
-        let mut entry = self.prepare(op);
+        let mut entry = Sqe::default();
+        self.prepare(op, &mut entry);
         entry.user_data = address_of(op);
         if op.system.deadline == [0; 2] {
             op.system.deadline = monotonic_after(op.deadline.unwrap_or_default());
@@ -425,9 +409,52 @@ impl Lane {
         Ok(())
     }
 
-    fn prepare(&self, op: &mut Operation) -> Sqe {
+    /// Makes the entry of an operation's next step, all but its user data.
+    #[inline(always)]
+    fn prepare(&self, op: &mut Operation, entry: &mut Sqe) {
         // SAFETY: an operation in flight has a handle, which outlives it (the contract of start).
         let handle = unsafe { &*op.handle };
+        let socket = handle.kind() == Kind::Socket;
+        *entry = match op.request {
+            _ if op.flags.pausing => self.prepare_rare(op, handle),
+            // The frequent ones are made in place.
+            Request::ReceivePooled { .. } if socket && self.features.provided_buffers => Sqe {
+                opcode: abi::io_uring_op::IORING_OP_RECV as u8,
+                flags: SELECT_BUFFER,
+                ioprio: self.poll_first(op),
+                fd: handle.fd(),
+                len: clamp(self.pool.size()),
+                buf_index: Provided::GROUP,
+                ..Sqe::default()
+            },
+            Request::Send { buffer, length } if socket => Sqe {
+                opcode: abi::io_uring_op::IORING_OP_SEND as u8,
+                fd: handle.fd(),
+                // SAFETY: `bytes` never exceeds `length`.
+                addr: unsafe { buffer.add(op.bytes) } as u64,
+                len: clamp(length - op.bytes),
+                op_flags: SEND_FLAGS.cast_unsigned(),
+                ..Sqe::default()
+            },
+            Request::Read { buffer, length, offset } => {
+                let (fd, flags) = self.file_of(op, handle);
+                Sqe {
+                    opcode: abi::io_uring_op::IORING_OP_READ as u8,
+                    flags,
+                    fd,
+                    off: offset + op.bytes as u64,
+                    // SAFETY: `bytes` never exceeds `length`.
+                    addr: unsafe { buffer.add(op.bytes) } as u64,
+                    len: clamp(length - op.bytes),
+                    ..Sqe::default()
+                }
+            }
+            _ => self.prepare_rare(op, handle),
+        };
+    }
+
+    #[inline(never)]
+    fn prepare_rare(&self, op: &mut Operation, handle: &Handle) -> Sqe {
         let entry = Sqe { fd: handle.fd(), ..Sqe::default() };
         let socket = handle.kind() == Kind::Socket;
         if op.flags.pausing {
@@ -454,13 +481,7 @@ impl Lane {
                 Sqe { ioprio: self.poll_first(op), ..entry }
             }
             Request::ReceivePooled { .. } if self.features.provided_buffers => {
-                let nowhere = std::ptr::null_mut();
-                select_buffer(if socket {
-                    let entry = Sqe { ioprio: self.poll_first(op), ..entry };
-                    receive(entry, nowhere, self.pool.size(), 0)
-                } else {
-                    read(unplaced(entry), nowhere, self.pool.size())
-                })
+                select_buffer(read(unplaced(entry), std::ptr::null_mut(), self.pool.size()))
             }
             Request::ReceivePooled { .. } => match u16::try_from(op.buffer) {
                 Ok(id) if socket => {
@@ -472,12 +493,8 @@ impl Lane {
             },
             Request::Send { buffer, length } => {
                 // SAFETY: `bytes` never exceeds `length`.
-                let (rest, length) = (unsafe { buffer.add(op.bytes) }, length - op.bytes);
-                if socket {
-                    send(entry, rest, length)
-                } else {
-                    write(unplaced(entry), rest, length)
-                }
+                let rest = unsafe { buffer.add(op.bytes) };
+                write(unplaced(entry), rest, length - op.bytes)
             }
             Request::SendVectored { gather } if !socket => {
                 // SAFETY: the gather lives as long as the operation (the contract of start).
@@ -601,11 +618,6 @@ impl Lane {
         let (fd, flags) = self.file_of(op, handle);
         let entry = Sqe { fd, flags, ..Sqe::default() };
         match op.request {
-            Request::Read { buffer, length, offset } => {
-                // SAFETY: `bytes` never exceeds `length`.
-                let rest = unsafe { buffer.add(op.bytes) };
-                read(at(entry, op, offset), rest, length - op.bytes)
-            }
             Request::ReadPooled { offset } if self.features.provided_buffers => {
                 let nowhere = std::ptr::null_mut();
                 select_buffer(read(at(entry, op, offset), nowhere, self.pool.size()))
@@ -769,6 +781,7 @@ impl Lane {
     }
 }
 
+const SELECT_BUFFER: u8 = 1 << abi::io_uring_sqe_flags_bit::IOSQE_BUFFER_SELECT_BIT as u8;
 const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
 
 fn receive(entry: Sqe, buffer: *mut u8, length: usize, flags: i32) -> Sqe {
@@ -797,16 +810,6 @@ fn send_message(entry: Sqe, header: *mut libc::msghdr, flags: i32) -> Sqe {
         addr: header as u64,
         len: 1,
         op_flags: flags.cast_unsigned(),
-        ..entry
-    }
-}
-
-fn send(entry: Sqe, bytes: *const u8, length: usize) -> Sqe {
-    Sqe {
-        opcode: abi::io_uring_op::IORING_OP_SEND as u8,
-        addr: bytes as u64,
-        len: clamp(length),
-        op_flags: SEND_FLAGS.cast_unsigned(),
         ..entry
     }
 }
@@ -859,8 +862,7 @@ unsafe fn vectored(entry: Sqe, opcode: abi::io_uring_op, gather: *mut Gather) ->
 
 /// Lets the kernel take a buffer of the pool.
 fn select_buffer(entry: Sqe) -> Sqe {
-    let flags = 1 << abi::io_uring_sqe_flags_bit::IOSQE_BUFFER_SELECT_BIT as u8;
-    Sqe { flags: entry.flags | flags, buf_index: Provided::GROUP, ..entry }
+    Sqe { flags: entry.flags | SELECT_BUFFER, buf_index: Provided::GROUP, ..entry }
 }
 
 /// What is over at once.
