@@ -376,11 +376,10 @@ impl Shared {
             }
             let batch = if self.dispatch.watch.alert() { ALERT_BATCH } else { BATCH };
             let packets = PACKETS.with(Cell::get);
-            let full = packets >= batch;
-            if full || packets % SEEN_AFTER == SEEN_AFTER - 1 {
+            if packets % SEEN_AFTER == SEEN_AFTER - 1 {
                 self.dispatch.watch.gets_on(self, lane);
             }
-            if full {
+            if packets >= batch {
                 self.submit(lane);
             }
             if self.take(lane, taking) || self.steal(lane, taking) {

@@ -304,14 +304,23 @@ impl Schedule {
         self.free.load(Ordering::Relaxed) > 0
     }
 
+    fn is_idle(&self, lane: usize) -> bool {
+        matches!(self.hold(lane), Hold::Idle(_))
+    }
+
+    /// The lanes whose holders wait, as they are looked at one by one.
+    fn idle(&self) -> impl Iterator<Item = usize> {
+        (0..self.lanes.len()).filter(|&lane| self.is_idle(lane))
+    }
+
     /// Whether a worker waits in a lane of its own.
     pub(crate) fn any_idle(&self) -> bool {
-        (0..self.lanes.len()).any(|lane| matches!(self.hold(lane), Hold::Idle(_)))
+        self.idle().next().is_some()
     }
 
     /// Whether all lanes have a worker that waits.
     pub(crate) fn all_idle(&self) -> bool {
-        (0..self.lanes.len()).all(|lane| matches!(self.hold(lane), Hold::Idle(_)))
+        (0..self.lanes.len()).all(|lane| self.is_idle(lane))
     }
 
     /// Whether nobody holds this lane.
@@ -328,10 +337,8 @@ impl Schedule {
 
     /// How many workers wait, in an idle lane or parked.
     pub(crate) fn waiting(&self) -> usize {
-        let lanes = 0..self.lanes.len();
         let asleep = |lane: &usize| self.lanes[*lane].asleep.load(Ordering::Relaxed);
-        let idle = lanes.filter(|&lane| matches!(self.hold(lane), Hold::Idle(_)));
-        idle.filter(asleep).count() + self.parked()
+        self.idle().filter(asleep).count() + self.parked()
     }
 
     pub(crate) fn parked(&self) -> usize {
@@ -388,8 +395,7 @@ impl Schedule {
         // The oldest idle holder makes room. While we look it may begin to run: look again.
         loop {
             let since = |lane: &usize| self.lanes[*lane].idle_since.load(Ordering::Relaxed);
-            let idle = (0..count).filter(|&lane| matches!(self.hold(lane), Hold::Idle(_)));
-            let Some(lane) = idle.min_by_key(since) else { break };
+            let Some(lane) = self.idle().min_by_key(since) else { break };
             let Hold::Idle(former) = self.hold(lane) else { continue };
             if self.swap(lane, Hold::Idle(former), Hold::Running(worker.id)) {
                 if let Some(former) = inner.holders[lane].take() {
@@ -514,9 +520,7 @@ impl Schedule {
         fence(Ordering::SeqCst);
         loop {
             let since = |lane: &usize| self.lanes[*lane].idle_since.load(Ordering::Relaxed);
-            let lanes = 0..self.lanes.len();
-            let idle = lanes.filter(|&lane| matches!(self.hold(lane), Hold::Idle(_)));
-            let lane = idle.max_by_key(since)?;
+            let lane = self.idle().max_by_key(since)?;
             if let Hold::Idle(worker) = self.hold(lane)
                 && self.swap(lane, Hold::Idle(worker), Hold::Running(worker))
             {
@@ -643,8 +647,7 @@ impl Schedule {
             worker.notify(Signal::Watch);
         }
         self.parked.store(0, Ordering::SeqCst);
-        let lanes = 0..self.lanes.len();
-        lanes.filter(|&lane| matches!(self.hold(lane), Hold::Idle(_))).collect()
+        self.idle().collect()
     }
 }
 

@@ -309,12 +309,12 @@ impl Lane {
         unsafe { self.ring.push(&[Sqe { user_data, ..poll_in(ring) }]) }
     }
 
-    /// Enters the kernel without waiting: submits what is queued.
     /// How often the kernel was entered.
     pub(crate) fn entries(&self) -> u64 {
         self.ring.entries()
     }
 
+    /// Enters the kernel without waiting: submits what is queued.
     pub(crate) fn submit(&self) -> io::Result<()> {
         self.ring.enter(0, None)
     }
@@ -818,7 +818,6 @@ fn send_message(entry: Sqe, header: *mut libc::msghdr, flags: i32) -> Sqe {
 fn unplaced(entry: Sqe) -> Sqe {
     Sqe { off: u64::MAX, ..entry }
 }
-
 
 /// Where in its file an operation goes on.
 fn at(entry: Sqe, op: &Operation, offset: u64) -> Sqe {
