@@ -411,18 +411,10 @@ impl<K, M> HandleShared<K, M> {
                 let length = some("read", length)?;
                 let offset = range("read", *offset, length as u64)?;
                 let request = Request::Read { buffer, length, offset };
-                #[cfg(target_os = "linux")]
-                {
-                    fields.operation.system.piece = buf.piece();
-                }
                 fields.operation.prepare(request, deadline, silent);
             }
             _ => {
                 let request = fields.request(&self.raw)?;
-                #[cfg(target_os = "linux")]
-                {
-                    fields.operation.system.piece = fields.payload.piece();
-                }
                 fields.operation.prepare(request, deadline, silent);
             }
         }
@@ -559,15 +551,6 @@ impl Payload {
         }
     }
 
-    /// What rings may know the buffer of a write by; a read's is asked for where it is started.
-    #[cfg(target_os = "linux")]
-    fn piece(&self) -> *const sys::Piece {
-        match self {
-            Self::Write(buf, _) => buf.piece(),
-            _ => ptr::null(),
-        }
-    }
-
     /// What its operation is called in errors.
     pub(crate) fn name(&self) -> &'static str {
         match self {
@@ -617,6 +600,12 @@ impl Payload {
             return error.with_remedy(
                 "direct I/O asks for positions, lengths and buffers that are multiples of what \
                  File::alignment says: take them from Buf::aligned",
+            );
+        }
+        let appends = matches!(self, Self::Write(_, None) | Self::WriteVectored(_, None));
+        if error.kind() == ErrorKind::Unsupported && appends {
+            return error.with_remedy(
+                "this system appends only to files that were opened for it: OpenOptions::append",
             );
         }
         if matches!(self, Self::Transmit(_)) && handle.kind() != Kind::Socket {
@@ -749,7 +738,7 @@ impl Payload {
 pub(crate) fn writable(action: &'static str, buf: &mut Buf) -> Result<(*mut u8, usize), Error> {
     buf.room().ok_or_else(|| {
         Error::of(ErrorKind::InvalidInput, action)
-            .with_remedy("receive into a Vec, a Box<[u8]>, a BytesMut, a slice or a pooled buffer")
+            .with_remedy("receive into a Vec, a Box<[u8]>, a BytesMut or a pooled buffer")
     })
 }
 

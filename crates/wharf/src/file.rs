@@ -34,12 +34,6 @@ use crate::{
 /// [`File::cancel`] and [`Start::deadline`] end what waits for its turn. What the disk has begun
 /// cannot be called back: it completes as if nothing had been asked, and its packet comes then.
 ///
-/// # Buffers
-///
-/// An operation owns its buffer, of any kind. One that is a slice of registered memory saves the
-/// kernel work with each operation where the driver is io_uring: see
-/// [`rio::Region`](crate::rio::Region#for-files).
-///
 /// ```
 /// use wharf::{Buf, Op, OpenOptions, Port, Wait};
 ///
@@ -171,8 +165,7 @@ impl OpenOptions {
 
     /// Reads and writes past the system's page cache. Positions, lengths and addresses of buffers
     /// must then be multiples of what [`File::alignment`] says; [`Buf::aligned`] makes such
-    /// buffers, and [`rio::Region::aligned`](crate::rio::Region::aligned) many of them in
-    /// registered memory.
+    /// buffers.
     #[must_use]
     #[doc(alias = "FILE_FLAG_NO_BUFFERING")]
     #[doc(alias = "O_DIRECT")]
@@ -457,7 +450,9 @@ impl<K, M> File<K, M> {
     ///
     /// # Errors
     ///
-    /// `Closed` or `QueueFull`; the buffer comes back.
+    /// `Closed` or `QueueFull`; the buffer comes back. The packet says `Unsupported` where the
+    /// system appends only to files that were opened with [`OpenOptions::append`]: on epoll, before
+    /// Linux 4.16 and under some emulators.
     #[doc(alias = "FILE_APPEND_DATA")]
     pub fn append(&self, buf: impl Into<Buf>) -> Result<(), Refused<Buf>> {
         self.start().append(buf).map(drop)

@@ -154,53 +154,6 @@ mod machine {
         child_has_run();
     }
 
-    /// Would catch: a read or a write that fails because its memory cannot be registered.
-    #[test]
-    fn memory_that_may_not_be_locked_is_read_into_and_written_all_the_same() {
-        const NAME: &str = "memory_that_may_not_be_locked_is_read_into_and_written_all_the_same";
-        // SAFETY: takes nothing.
-        if unsafe { libc::geteuid() } != 0 {
-            return skip(NAME, "only root can become somebody else, whose memory is counted");
-        }
-        if !in_child(module_path!(), NAME) {
-            return;
-        }
-        let path = std::env::temp_dir().join(format!("wharf-test-memlock-{}", std::process::id()));
-        let content: Vec<u8> = (0..1 << 20).map(|at: u32| at.to_le_bytes()[1]).collect();
-        std::fs::write(&path, &content).unwrap();
-        let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        lock_little();
-        let port = builder().concurrency(1).ring_entries(8).build::<u32, ()>().unwrap();
-        let file = wharf::File::associate(&port, file, 1).unwrap();
-        let (large, small) = (Region::new(2, 1 << 20).unwrap(), Region::new(1, 4000).unwrap());
-        for _ in 0..100 {
-            for region in [&large, &small] {
-                let mut slice = region.slice(0).unwrap();
-                file.read_at(slice, 0).unwrap();
-                let packet = port.wait().packet().unwrap();
-                packet.result.unwrap();
-                let wharf::Op::Read { buf, .. } = packet.op else { panic!("{:?}", packet.op) };
-                assert_eq!(buf[..], content[..region.slice_bytes()]);
-                slice = buf.into_slice().unwrap();
-                file.write_at(slice, 0).unwrap();
-                assert_eq!(port.wait().packet().unwrap().result, Ok(region.slice_bytes()));
-            }
-        }
-        // The limit is in force.
-        let rings = std::fs::read_dir("/proc/self/fdinfo").unwrap();
-        let rings = rings.map(|entry| std::fs::read_to_string(entry.unwrap().path()));
-        let all: String = rings.filter_map(Result::ok).collect();
-        assert!(all.contains("UserBufs:") && !all.contains(&large_length(&large)), "{all}");
-        child_has_run();
-    }
-
-    /// How a ring would name a region.
-    fn large_length(region: &Region) -> String {
-        let [one, other] = [0, 1].map(|index| region.slice(index).unwrap().as_ptr().addr());
-        format!("/{}\n", (other - one) * region.slice_count())
-    }
-
     /// Would catch: a fallback that does not happen, does not work, or does not say why.
     #[test]
     fn where_io_uring_is_refused_epoll_carries_the_port() {
@@ -378,6 +331,118 @@ mod machine {
         assert_eq!(refused.kind(), ErrorKind::InvalidInput);
         let said = refused.to_string();
         assert!(said.contains("WHARF_DRIVER") && said.contains("auto, uring"), "{said}");
+        child_has_run();
+    }
+
+    /// A port on epoll.
+    fn on_epoll() -> Port<()> {
+        Builder::new().driver(Driver::Epoll).concurrency(1).build().unwrap()
+    }
+
+    /// What some systems have in part, or pretend to have: old kernels, sandboxes, emulators.
+    const NOT_EVERYWHERE: [libc::c_long; 2] = [libc::SYS_preadv2, libc::SYS_pwritev2];
+
+    fn next(port: &Port<()>) -> wharf::Packet<(), ()> {
+        port.wait_for(support::PATIENCE).packet().expect("a packet")
+    }
+
+    /// Would catch: a transmission that waits for ever for room that the system does not tell of,
+    /// or that fails where the system cannot say what it has in its memory.
+    #[test]
+    fn files_are_transmitted_where_the_system_tells_little() {
+        if !in_child(module_path!(), "files_are_transmitted_where_the_system_tells_little") {
+            return;
+        }
+        support::run(|| {
+            let path = std::env::temp_dir().join(format!("wharf-told-{}", std::process::id()));
+            let content = support::pattern(0, 3_000_000);
+            std::fs::write(&path, &content).unwrap();
+            let file = std::sync::Arc::new(std::fs::File::open(&path).unwrap());
+            std::fs::remove_file(&path).unwrap();
+            let port = on_epoll();
+            let (ours, peer) = support::sockets();
+            let stream = port.associate(ours, ()).unwrap();
+            let reading = std::thread::spawn(move || {
+                let mut all = vec![0; 6_000_000];
+                std::io::Read::read_exact(&mut &peer, &mut all).map(|()| all)
+            });
+            let transmit = || {
+                stream.transmit(wharf::Transmit::new(file.clone())).unwrap();
+                assert_eq!(next(&port).result, Ok(content.len()));
+            };
+            // The call succeeds, and leaves what was there: zeros, so that no socket ever has room.
+            refuse(libc::SYS_getsockopt, 0);
+            transmit();
+            for call in NOT_EVERYWHERE {
+                refuse(call, libc::EOPNOTSUPP);
+            }
+            transmit();
+            assert!(support::join(reading).unwrap() == content.repeat(2));
+        });
+        child_has_run();
+    }
+
+    /// Would catch: appends that fail where the file was opened for them, or that go elsewhere than
+    /// to the end; an error that does not name the remedy.
+    #[test]
+    fn files_that_were_opened_for_it_are_appended_to() {
+        if !in_child(module_path!(), "files_that_were_opened_for_it_are_appended_to") {
+            return;
+        }
+        let path = std::env::temp_dir().join(format!("wharf-log-{}", std::process::id()));
+        std::fs::write(&path, "begin ").unwrap();
+        for (errno, expected) in
+            [(libc::EOPNOTSUPP, "begin one two "), (libc::ENOSYS, "begin one two one two ")]
+        {
+            refuse(libc::SYS_pwritev2, errno);
+            // Its threads do as those do that start them.
+            let port = on_epoll();
+            let options = wharf::OpenOptions::new;
+            let log = port.open(&path, options().append(true), ()).unwrap();
+            let file = port.open(&path, options().write(true), ()).unwrap();
+            log.append("one ").unwrap();
+            assert_eq!(next(&port).result, Ok(4));
+            log.append_vectored(vec!["t".into(), "wo ".into()]).unwrap();
+            assert_eq!(next(&port).result, Ok(4));
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
+            file.append("lost").unwrap();
+            let packet = next(&port);
+            let error = packet.result.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!(error.to_string().contains("OpenOptions::append"), "{error}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
+        }
+        std::fs::remove_file(&path).unwrap();
+        child_has_run();
+    }
+
+    /// Would catch: a child that takes itself for its parent, or a port that cannot be made, where
+    /// the kernel wipes no pages.
+    #[test]
+    fn a_forked_child_is_known_without_the_kernels_help() {
+        if !in_child(module_path!(), "a_forked_child_is_known_without_the_kernels_help") {
+            return;
+        }
+        // Refused, and, as emulators do, accepted without doing it: the latest filter counts.
+        for errno in [libc::EINVAL, 0] {
+            refuse(libc::SYS_madvise, errno);
+            let port = on_epoll();
+            // SAFETY: the child makes system calls and allocates little, and ends with _exit.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                let waited = port.wait_for(Duration::ZERO);
+                let refused = matches!(waited, Wait::Broken(it) if it.kind() == ErrorKind::Forked);
+                // Its own is another thing.
+                let own = matches!(on_epoll().wait_for(Duration::ZERO), Wait::TimedOut);
+                // SAFETY: ends the child at once.
+                unsafe { libc::_exit(i32::from(!refused) + 2 * i32::from(!own)) };
+            }
+            let mut status = 0;
+            // SAFETY: the status lives across the call, and the child is ours.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            assert_eq!(status, 0, "{errno}");
+            exchange(&port);
+        }
         child_has_run();
     }
 

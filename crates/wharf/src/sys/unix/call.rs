@@ -228,7 +228,12 @@ impl Call {
         unsafe {
             match offset {
                 Request::APPEND => {
-                    libc::pwritev2(self.fd, slices, count, 0, libc::RWF_APPEND)
+                    let result = libc::pwritev2(self.fd, slices, count, 0, libc::RWF_APPEND);
+                    if result < 0 && lacks_call() && file::is_append_only(self.fd) {
+                        libc::writev(self.fd, slices, count)
+                    } else {
+                        result
+                    }
                 }
                 _ => libc::pwritev64(self.fd, slices, count, self.position(offset)),
             }
@@ -243,6 +248,12 @@ unsafe fn vectors(gather: *mut Gather) -> (*const libc::iovec, i32) {
     // SAFETY: the caller's promise. A slice has the layout of an iovec.
     let slices = unsafe { (*gather).slices() };
     (slices.as_ptr().cast(), i32::try_from(slices.len()).unwrap_or(i32::MAX))
+}
+
+/// Whether the last call has failed because the system does not have it, or its flag.
+fn lacks_call() -> bool {
+    let errno = io::Error::last_os_error().raw_os_error();
+    matches!(errno, Some(libc::EOPNOTSUPP | libc::ENOSYS))
 }
 
 fn over(error: &io::Error) -> Called {

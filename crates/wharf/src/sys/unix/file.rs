@@ -58,6 +58,13 @@ pub(crate) fn is_direct(file: RawDescriptor) -> bool {
     flags >= 0 && flags & libc::O_DIRECT != 0
 }
 
+/// Whether a file was opened for appending: then every write goes to its end.
+pub(crate) fn is_append_only(file: RawDescriptor) -> bool {
+    // SAFETY: F_GETFL takes no pointers.
+    let flags = unsafe { libc::fcntl(file, libc::F_GETFL) };
+    flags >= 0 && flags & libc::O_APPEND != 0
+}
+
 /// What positions, lengths and addresses must be multiples of.
 pub(crate) fn alignment(file: RawDescriptor) -> io::Result<usize> {
     if !is_direct(file) {

@@ -178,11 +178,9 @@ impl Transmission {
         if !self.passes || wanted < PASSED_MIN || !ignores_broken_pipes() {
             return 0;
         }
+        // Without room it is left to a send to say so: by what the system tells, a socket could be
+        // full for which a poll finds room.
         let Some(room) = room(socket) else { return 0 };
-        if room == 0 {
-            self.step = Next::Wait;
-            return 0;
-        }
         let wanted = wanted.min(room.saturating_sub(self.head.length()));
         if wanted < PASSED_MIN || !self.in_memory(self.offset) {
             return 0;
@@ -316,13 +314,15 @@ fn ignores_broken_pipes() -> bool {
 fn room(socket: RawDescriptor) -> Option<usize> {
     const COUNT: usize = 9;
     let mut found = [0_u32; COUNT];
-    let mut length = libc::socklen_t::try_from(size_of_val(&found)).unwrap_or(0);
+    let size = libc::socklen_t::try_from(size_of_val(&found)).unwrap_or(0);
+    let mut length = size;
     // SAFETY: the numbers live across the call, and it is told how many there are.
     let asked = unsafe {
         let into = found.as_mut_ptr().cast();
         libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_MEMINFO, into, &raw mut length)
     };
-    if asked != 0 {
+    // Emulated systems that do not know the option answer as if it were a single number.
+    if asked != 0 || length < size {
         return None;
     }
     // The indices are those of sock_diag(7): the limit, what is queued, what has been sent.
