@@ -12,6 +12,8 @@ awk '
         if (match(name, /tests\/(uring|uring_old_kernel|epoll|windows)\.rs/))
             suite = substr(name, RSTART + 6, RLENGTH - 9)
         if (name ~ /as a program of Windows/) suite = "windows_program"
+        if (suite != "" && match(name, /other-processors\/[a-z0-9_]+-/))
+            suite = suite " on " substr(name, RSTART + 17, RLENGTH - 18)
         said = 0
     }
     /(^|[^A-Za-z])SKIP [a-z_]+: / { said++ }

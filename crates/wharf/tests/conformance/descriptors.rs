@@ -11,7 +11,7 @@ use std::{
 
 use wharf::{Address, Ancillary, Buf, ErrorKind};
 
-use super::{files::Folder, support::*};
+use super::{files::Folder, needs::*, support::*};
 
 type Datagram = wharf::Datagram<u32, Token>;
 
@@ -132,12 +132,14 @@ fn descriptors_that_nobody_takes_are_closed() {
         drop(next(&port));
         assert_eq!(descriptors(&folder), 0);
         // More than there is room for.
-        send(4);
-        receiver.recv_with_descriptors(vec![0; 9], 2).unwrap();
-        let (_, mut message) = message(next(&port));
-        assert!(message.has_lost_descriptors());
-        assert_eq!(message.take_descriptors().len(), 2);
-        drop(message);
+        let test = "descriptors_that_nobody_takes_are_closed";
+        if !lacks_in_part(Need::LostDescriptors, test) {
+            send(4);
+            receiver.recv_with_descriptors(vec![0; 9], 2).unwrap();
+            let (_, mut message) = message(next(&port));
+            assert!(message.has_lost_descriptors());
+            assert_eq!(message.take_descriptors().len(), 2);
+        }
         // Ancillary by those who do not ask for them.
         send(1);
         receiver.recv(vec![0; 9]).unwrap();

@@ -13,6 +13,7 @@ mod files;
 mod lifecycle;
 #[cfg(windows)]
 mod named_pipes;
+mod needs;
 #[cfg(unix)]
 mod network;
 mod operations;

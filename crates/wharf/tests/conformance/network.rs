@@ -14,7 +14,7 @@ use std::{
 use socket2::SockRef;
 use wharf::{Buf, Envelope, ErrorKind, Interface, Received};
 
-use super::support::*;
+use super::{needs::*, support::*};
 
 type Socket = wharf::UdpSocket<u32, Token>;
 
@@ -144,7 +144,11 @@ fn send(socket: &Socket, text: &'static str, to: impl Into<Envelope>) {
 #[test]
 fn a_group_is_heard_over_a_network() {
     run(|| {
-        let Some(network) = Network::new("a_group_is_heard_over_a_network") else { return };
+        const TEST: &str = "a_group_is_heard_over_a_network";
+        if lacks(Need::OwnGroups, TEST) || lacks(Need::Marks, TEST) {
+            return;
+        }
+        let Some(network) = Network::new(TEST) else { return };
         let port = port(1);
         let (here, there) = (network.interface(0), network.interface(1));
         for (any, group, other, from) in [
@@ -221,7 +225,11 @@ fn key(packet: Packet) -> u32 {
 #[test]
 fn a_group_is_heard_from_one_source() {
     run(|| {
-        let Some(network) = Network::new("a_group_is_heard_from_one_source") else { return };
+        const TEST: &str = "a_group_is_heard_from_one_source";
+        if lacks(Need::OwnGroups, TEST) || lacks(Need::Marks, TEST) {
+            return;
+        }
+        let Some(network) = Network::new(TEST) else { return };
         let port = port(1);
         let (here, there) = (network.interface(0), network.interface(1));
         for (any, group, one, two) in [
@@ -257,7 +265,11 @@ fn a_group_is_heard_from_one_source() {
 #[test]
 fn broadcasts_are_heard_over_a_network() {
     run(|| {
-        let Some(network) = Network::new("broadcasts_are_heard_over_a_network") else { return };
+        const TEST: &str = "broadcasts_are_heard_over_a_network";
+        if lacks(Need::Marks, TEST) {
+            return;
+        }
+        let Some(network) = Network::new(TEST) else { return };
         let port = port(1);
         let (sender, _) = network.bind(0, &port, "10.77.0.1:0");
         let (receiver, number) = network.bind(1, &port, "0.0.0.0:0");

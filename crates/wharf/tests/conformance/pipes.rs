@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    process::{Command, Stdio},
+    process::Stdio,
     thread,
     time::Duration,
 };
@@ -225,7 +225,7 @@ fn a_child_is_talked_to() {
     }
     run(|| {
         let port = port(1);
-        let mut child = Command::new(std::env::current_exe().unwrap());
+        let mut child = this_program();
         let (_, module) = module_path!().split_once("::").unwrap();
         let test = format!("{module}::a_child_is_talked_to");
         child.args(["--exact", &test, "--nocapture", "--test-threads=1"]);
@@ -239,7 +239,7 @@ fn a_child_is_talked_to() {
         // And those of the port.
         let (stdin, theirs) = port.pipe_to(1).unwrap();
         let (stdout, too) = port.pipe_from(2).unwrap();
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        let mut command = this_program();
         command.args(["--exact", &test, "--nocapture", "--test-threads=1"]);
         command.env("WHARF_TEST_CAT", "yes").stdin(theirs).stdout(too);
         let mut child = command.spawn().unwrap();

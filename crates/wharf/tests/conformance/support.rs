@@ -420,6 +420,18 @@ impl Random {
 
 // ---- Other processes --------------------------------------------------------------------------
 
+/// The command that runs this program once more. Where the system cannot, because it is built for
+/// another processor, WHARF_TEST_RUNNER says what runs it: a program and its arguments.
+pub(crate) fn this_program() -> Command {
+    let program = std::env::current_exe().expect("the path of this program");
+    let runner = std::env::var("WHARF_TEST_RUNNER").unwrap_or_default();
+    let mut words = runner.split_whitespace();
+    let Some(first) = words.next() else { return Command::new(program) };
+    let mut command = Command::new(first);
+    command.args(words).arg(program);
+    command
+}
+
 const CHILD: &str = "WHARF_TEST_CHILD";
 const RAN: &str = "the child has run";
 
@@ -431,7 +443,7 @@ pub(crate) fn in_child(module: &str, name: &str) -> bool {
         return true;
     }
     let (_, module) = module.split_once("::").expect("a module below the crate's root");
-    let output = Command::new(std::env::current_exe().expect("the path of this program"))
+    let output = this_program()
         .args(["--exact", &format!("{module}::{name}"), "--nocapture", "--test-threads=1"])
         .env(CHILD, name)
         .output()

@@ -256,8 +256,14 @@ fn transmissions_that_end_early_say_how_much_was_sent() {
             let id = start.transmit(transmit()).unwrap();
             // One behind it.
             stream.start().context(Token::from(2)).transmit(transmit()).unwrap();
-            let early = poll(&port);
-            assert!(early.is_none(), "{early:?}");
+            // More than the head has gone out.
+            peer.set_nonblocking(true).unwrap();
+            until("it has begun", || {
+                let early = poll(&port);
+                assert!(early.is_none(), "{early:?}");
+                peer.peek(&mut [0; 5]).is_ok_and(|length| length == 5)
+            });
+            peer.set_nonblocking(false).unwrap();
             match how {
                 "cancelled" => assert!(stream.cancel(id)),
                 "closed" => stream.close(),

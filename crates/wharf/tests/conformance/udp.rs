@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use socket2::SockRef;
 use wharf::{Buf, Ecn, Envelope, ErrorKind, Interface, Received, Wait};
 
-use super::support::*;
+use super::{needs::*, support::*};
 
 type Socket = wharf::UdpSocket<u32, Token>;
 
@@ -84,7 +84,7 @@ fn loopback() -> Interface {
 #[track_caller]
 fn dropped(socket: &Socket) -> Option<u32> {
     match socket.dropped() {
-        Err(error) if cfg!(windows) => {
+        Err(error) if cfg!(windows) || !has(Need::Drops) => {
             assert_eq!(error.kind(), ErrorKind::Unsupported);
             None
         }
@@ -504,6 +504,7 @@ fn a_serial_socket_has_one_packet_out() {
 /// Would catch: a datagram that two workers get, or none, by any way of receiving.
 #[test]
 fn workers_share_a_socket_and_each_datagram_is_counted_once() {
+    lacks_in_part(Need::Drops, "workers_share_a_socket_and_each_datagram_is_counted_once");
     run(|| {
         const COUNT: u64 = 20_000;
         for (each, depth) in [(true, 1), (false, 1), (false, 16)] {
@@ -674,6 +675,9 @@ fn bad_input_is_refused_and_gives_its_buffer_back() {
 /// Would catch: a group that is none, an interface that is not there, or a membership that is not.
 #[test]
 fn bad_groups_are_refused() {
+    if lacks(Need::OwnGroups, "bad_groups_are_refused") {
+        return;
+    }
     run(|| {
         let port = port(1);
         let (socket, _) = bound(&port);
@@ -710,6 +714,7 @@ fn bad_groups_are_refused() {
 /// Would catch: losses that are not counted, memory that grows, or a socket that a flood ends.
 #[test]
 fn a_flood_is_counted_and_bounded() {
+    lacks_in_part(Need::Drops, "a_flood_is_counted_and_bounded");
     run(|| {
         let port = build(crate::builder().concurrency(1).datagram_pool(8, 2048));
         let (socket, address) = bound(&port);
@@ -921,6 +926,9 @@ fn a_connected_socket_has_one_peer() {
 /// though nobody asked.
 #[test]
 fn what_is_in_the_header_is_told() {
+    if lacks(Need::Marks, "what_is_in_the_header_is_told") {
+        return;
+    }
     run(|| {
         let port = port(1);
         let lo = loopback().index();
@@ -976,6 +984,9 @@ fn what_is_in_the_header_is_told() {
 /// wrong family.
 #[test]
 fn an_envelope_sets_what_is_in_the_header() {
+    if lacks(Need::Marks, "an_envelope_sets_what_is_in_the_header") {
+        return;
+    }
     run(|| {
         let port = port(1);
         let lo = loopback();
@@ -1046,6 +1057,9 @@ fn an_envelope_sets_what_is_in_the_header() {
 /// cutting and by ours.
 #[test]
 fn a_buffer_is_sent_as_several_datagrams() {
+    if lacks(Need::Cutting, "a_buffer_is_sent_as_several_datagrams") {
+        return;
+    }
     run(|| {
         let port = port(1);
         let (socket, _) = bound(&port);
@@ -1103,7 +1117,11 @@ fn datagrams_may_come_several_at_once() {
         let refused = socket.recv(vec![0; 65_534]).unwrap_err();
         assert_eq!(refused.error.kind(), ErrorKind::InvalidInput);
         assert_eq!(refused.value.len(), 65_534);
+        const TEST: &str = "datagrams_may_come_several_at_once";
         let (sender, _) = bound(&port);
+        if lacks(Need::Cutting, TEST) || lacks(Need::Joining, TEST) {
+            return;
+        }
         for buf in [None, Some(65_535)] {
             let (bytes, segment) = (120_000, 1200);
             let data = pattern(3, bytes);
@@ -1140,6 +1158,10 @@ fn datagrams_may_come_several_at_once() {
 /// same.
 #[test]
 fn groups_are_joined_and_left() {
+    const TEST: &str = "groups_are_joined_and_left";
+    if lacks(Need::OwnGroups, TEST) || lacks(Need::Marks, TEST) {
+        return;
+    }
     run(|| {
         let port = port(1);
         let lo = loopback();
@@ -1153,7 +1175,7 @@ fn groups_are_joined_and_left() {
         socket.set_packet_info(true).unwrap();
         // Somebody else of this machine has joined the other one.
         let reason = "in part: in Wine a socket hears what others have joined";
-        if !not_shown_by_wine("groups_are_joined_and_left", reason) {
+        if !not_shown_by_wine(TEST, reason) {
             let stranger = port.bind_udp("0.0.0.0:0", 3).unwrap();
             stranger.join(other, lo).unwrap();
         }
@@ -1183,6 +1205,9 @@ fn groups_are_joined_and_left() {
 /// and comes all the same.
 #[test]
 fn sockets_share_a_group_and_its_port() {
+    if lacks(Need::OwnGroups, "sockets_share_a_group_and_its_port") {
+        return;
+    }
     run(|| {
         let port = port(1);
         let lo = loopback();
@@ -1215,7 +1240,8 @@ fn sockets_share_a_group_and_its_port() {
 #[test]
 fn groups_are_joined_for_one_source() {
     let reason = "Wine takes the source for the interface";
-    if not_shown_by_wine("groups_are_joined_for_one_source", reason) {
+    const TEST: &str = "groups_are_joined_for_one_source";
+    if not_shown_by_wine(TEST, reason) || lacks(Need::OwnGroups, TEST) {
         return;
     }
     run(|| {
