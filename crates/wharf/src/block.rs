@@ -411,10 +411,18 @@ impl<K, M> HandleShared<K, M> {
                 let length = some("read", length)?;
                 let offset = range("read", *offset, length as u64)?;
                 let request = Request::Read { buffer, length, offset };
+                #[cfg(target_os = "linux")]
+                {
+                    fields.operation.system.piece = buf.piece();
+                }
                 fields.operation.prepare(request, deadline, silent);
             }
             _ => {
                 let request = fields.request(&self.raw)?;
+                #[cfg(target_os = "linux")]
+                {
+                    fields.operation.system.piece = fields.payload.piece();
+                }
                 fields.operation.prepare(request, deadline, silent);
             }
         }
@@ -548,6 +556,15 @@ impl Payload {
             Self::Idle | Self::Posted => true,
             Self::Recv(buf, _) | Self::Send(buf) | Self::Read(buf, _) => buf.wants_pool(),
             _ => false,
+        }
+    }
+
+    /// What rings may know the buffer of a write by; a read's is asked for where it is started.
+    #[cfg(target_os = "linux")]
+    fn piece(&self) -> *const sys::Piece {
+        match self {
+            Self::Write(buf, _) => buf.piece(),
+            _ => ptr::null(),
         }
     }
 
@@ -738,7 +755,7 @@ impl Payload {
 pub(crate) fn writable(action: &'static str, buf: &mut Buf) -> Result<(*mut u8, usize), Error> {
     buf.room().ok_or_else(|| {
         Error::of(ErrorKind::InvalidInput, action)
-            .with_remedy("receive into a Vec, a Box<[u8]>, a BytesMut or a pooled buffer")
+            .with_remedy("receive into a Vec, a Box<[u8]>, a BytesMut, a slice or a pooled buffer")
     })
 }
 

@@ -10,14 +10,16 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 
-use crate::sys::pool::Pool;
+#[cfg(target_os = "linux")]
+use crate::sys::Piece;
+use crate::{rio::Slice, sys::pool::Pool};
 
 /// A buffer that an operation owns until its packet gives it back.
 ///
 /// It is made from a `Vec<u8>`, a `Box<[u8]>`, a `&'static [u8]` or `&'static str`, `Bytes` or
-/// `BytesMut`, or aligned for direct I/O ([`Buf::aligned`]), or it stands for one of the port's
-/// pool ([`Buf::pooled`]), which a receive takes when data is there. It derefs to the bytes it
-/// holds.
+/// `BytesMut`, or a [`Slice`] of registered memory, or aligned for direct I/O ([`Buf::aligned`]),
+/// or it stands for one of the port's pool ([`Buf::pooled`]), which a receive takes when data is
+/// there. It derefs to the bytes it holds.
 ///
 /// A send or a write takes what the buffer holds. A receive or a read *replaces* what it holds: it
 /// fills the buffer from its start, up to its capacity. So one buffer can go round: received into,
@@ -48,6 +50,7 @@ enum Kind {
     BytesMut(BytesMut),
     Pooled(Pooled),
     Aligned(Aligned),
+    Slice(Slice),
 }
 
 impl Buf {
@@ -92,6 +95,7 @@ impl Buf {
             Kind::BytesMut(bytes) => bytes.capacity(),
             Kind::Pooled(pooled) => pooled.pool.size(),
             Kind::Aligned(aligned) => aligned.layout.size(),
+            Kind::Slice(slice) => slice.capacity(),
             Kind::Pool | Kind::Static(_) | Kind::Bytes(_) => 0,
         }
     }
@@ -106,6 +110,7 @@ impl Buf {
             Kind::BytesMut(bytes) => bytes.truncate(length),
             Kind::Pooled(pooled) => pooled.length = pooled.length.min(length),
             Kind::Aligned(aligned) => aligned.filled = aligned.filled.min(length),
+            Kind::Slice(slice) => slice.set_received(length.min(slice.len())),
             Kind::Pool => {}
         }
     }
@@ -118,6 +123,7 @@ impl Buf {
             Kind::BytesMut(bytes) => Some(bytes),
             Kind::Pooled(pooled) => Some(pooled),
             Kind::Aligned(aligned) => Some(aligned),
+            Kind::Slice(slice) => Some(slice),
             Kind::Pool | Kind::Static(_) | Kind::Bytes(_) => None,
         }
     }
@@ -137,12 +143,25 @@ impl Buf {
             Kind::Static(data) => data.to_vec(),
             Kind::Pooled(pooled) => pooled.to_vec(),
             Kind::Aligned(aligned) => aligned.to_vec(),
+            Kind::Slice(slice) => slice.to_vec(),
             Kind::Pool => Vec::new(),
         }
     }
 
-    /// The bytes as `Bytes`: shared where that is possible, or a copy of a pooled or aligned
-    /// buffer.
+    /// The slice of registered memory that it was made from, with the bytes it holds.
+    ///
+    /// # Errors
+    ///
+    /// The buffer comes back if it was made from something else.
+    pub fn into_slice(self) -> Result<Slice, Self> {
+        match self.0 {
+            Kind::Slice(slice) => Ok(slice),
+            kind => Err(Self(kind)),
+        }
+    }
+
+    /// The bytes as `Bytes`: shared where that is possible, or a copy of a pooled, aligned or
+    /// registered buffer.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
         match self.0 {
@@ -166,7 +185,18 @@ impl Buf {
             Kind::BytesMut(bytes) => Some((bytes.as_mut_ptr(), bytes.capacity())),
             Kind::Pooled(pooled) => Some((pooled.pool.address(pooled.id), pooled.pool.size())),
             Kind::Aligned(aligned) => Some((aligned.data.as_ptr(), aligned.layout.size())),
+            Kind::Slice(slice) => Some((slice.start(), slice.capacity())),
             Kind::Pool | Kind::Static(_) | Kind::Bytes(_) => None,
+        }
+    }
+
+    /// What rings may know its memory by; null if nothing. It lives as long as the buffer.
+    #[cfg(target_os = "linux")]
+    #[inline]
+    pub(crate) fn piece(&self) -> *const Piece {
+        match &self.0 {
+            Kind::Slice(slice) => slice.piece(),
+            _ => std::ptr::null(),
         }
     }
 
@@ -184,6 +214,7 @@ impl Buf {
             Kind::BytesMut(buffer) => unsafe { buffer.set_len(bytes) },
             Kind::Pooled(pooled) => pooled.length = bytes,
             Kind::Aligned(aligned) => aligned.filled = bytes,
+            Kind::Slice(slice) => slice.set_received(bytes),
             Kind::Pool | Kind::Static(_) | Kind::Bytes(_) => {}
         }
     }
@@ -201,6 +232,7 @@ impl Deref for Buf {
             Kind::BytesMut(bytes) => bytes,
             Kind::Pooled(pooled) => pooled,
             Kind::Aligned(aligned) => aligned,
+            Kind::Slice(slice) => slice,
             Kind::Pool => &[],
         }
     }
@@ -223,6 +255,7 @@ impl fmt::Debug for Buf {
             Kind::BytesMut(_) => "BytesMut",
             Kind::Pooled(_) => "Pooled",
             Kind::Aligned(_) => "Aligned",
+            Kind::Slice(_) => "Slice",
         };
         write!(f, "Buf::{kind}({} of {} bytes)", self.len(), self.capacity().max(self.len()))
     }
@@ -268,6 +301,14 @@ impl From<Bytes> for Buf {
 impl From<BytesMut> for Buf {
     fn from(bytes: BytesMut) -> Self {
         Self(Kind::BytesMut(bytes))
+    }
+}
+
+/// Where the system can, files read into it and write from it without looking up its pages each
+/// time: see [`rio::Region`](crate::rio::Region).
+impl From<Slice> for Buf {
+    fn from(slice: Slice) -> Self {
+        Self(Kind::Slice(slice))
     }
 }
 

@@ -34,6 +34,12 @@ use crate::{
 /// [`File::cancel`] and [`Start::deadline`] end what waits for its turn. What the disk has begun
 /// cannot be called back: it completes as if nothing had been asked, and its packet comes then.
 ///
+/// # Buffers
+///
+/// An operation owns its buffer, of any kind. One that is a slice of registered memory saves the
+/// kernel work with each operation where the driver is io_uring: see
+/// [`rio::Region`](crate::rio::Region#for-files).
+///
 /// ```
 /// use wharf::{Buf, Op, OpenOptions, Port, Wait};
 ///
@@ -165,7 +171,8 @@ impl OpenOptions {
 
     /// Reads and writes past the system's page cache. Positions, lengths and addresses of buffers
     /// must then be multiples of what [`File::alignment`] says; [`Buf::aligned`] makes such
-    /// buffers.
+    /// buffers, and [`rio::Region::aligned`](crate::rio::Region::aligned) many of them in
+    /// registered memory.
     #[must_use]
     #[doc(alias = "FILE_FLAG_NO_BUFFERING")]
     #[doc(alias = "O_DIRECT")]

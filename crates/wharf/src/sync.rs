@@ -1,18 +1,39 @@
-//! The synchronisation primitives the port's schedule is built from, where that is ours: std's, or
-//! loom's where the schedule is being model-checked.
+//! The synchronisation primitives from which the port's schedule and the slots of the epoll driver
+//! are built: std's, or loom's where these are being model-checked.
 
 use std::sync::{Mutex as PlainMutex, MutexGuard as PlainGuard};
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{
     Condvar, Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
+    atomic::{
+        AtomicBool, AtomicI32, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+        fence,
+    },
 };
 #[cfg(not(any(loom, windows)))]
 pub(crate) use std::sync::{
     Condvar, Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
+    atomic::{
+        AtomicBool, AtomicI32, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+        fence,
+    },
 };
+
+#[cfg(loom)]
+loom::lazy_static! {
+    static ref KERNEL: Mutex<()> = Mutex::new(());
+}
+
+/// Makes a system call upon which the order of others' actions depends. The kernel has locks of
+/// its own for that, which loom does not see.
+#[cfg(not(windows))]
+#[inline]
+pub(crate) fn kernel<T>(call: impl FnOnce() -> T) -> T {
+    #[cfg(loom)]
+    let _ordered = KERNEL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    call()
+}
 
 /// Lets others run before looking again: `attempt` counts the looks so far.
 #[cfg(not(windows))]

@@ -154,6 +154,53 @@ mod machine {
         child_has_run();
     }
 
+    /// Would catch: a read or a write that fails because its memory cannot be registered.
+    #[test]
+    fn memory_that_may_not_be_locked_is_read_into_and_written_all_the_same() {
+        const NAME: &str = "memory_that_may_not_be_locked_is_read_into_and_written_all_the_same";
+        // SAFETY: takes nothing.
+        if unsafe { libc::geteuid() } != 0 {
+            return skip(NAME, "only root can become somebody else, whose memory is counted");
+        }
+        if !in_child(module_path!(), NAME) {
+            return;
+        }
+        let path = std::env::temp_dir().join(format!("wharf-test-memlock-{}", std::process::id()));
+        let content: Vec<u8> = (0..1 << 20).map(|at: u32| at.to_le_bytes()[1]).collect();
+        std::fs::write(&path, &content).unwrap();
+        let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        lock_little();
+        let port = builder().concurrency(1).ring_entries(8).build::<u32, ()>().unwrap();
+        let file = wharf::File::associate(&port, file, 1).unwrap();
+        let (large, small) = (Region::new(2, 1 << 20).unwrap(), Region::new(1, 4000).unwrap());
+        for _ in 0..100 {
+            for region in [&large, &small] {
+                let mut slice = region.slice(0).unwrap();
+                file.read_at(slice, 0).unwrap();
+                let packet = port.wait().packet().unwrap();
+                packet.result.unwrap();
+                let wharf::Op::Read { buf, .. } = packet.op else { panic!("{:?}", packet.op) };
+                assert_eq!(buf[..], content[..region.slice_bytes()]);
+                slice = buf.into_slice().unwrap();
+                file.write_at(slice, 0).unwrap();
+                assert_eq!(port.wait().packet().unwrap().result, Ok(region.slice_bytes()));
+            }
+        }
+        // The limit is in force.
+        let rings = std::fs::read_dir("/proc/self/fdinfo").unwrap();
+        let rings = rings.map(|entry| std::fs::read_to_string(entry.unwrap().path()));
+        let all: String = rings.filter_map(Result::ok).collect();
+        assert!(all.contains("UserBufs:") && !all.contains(&large_length(&large)), "{all}");
+        child_has_run();
+    }
+
+    /// How a ring would name a region.
+    fn large_length(region: &Region) -> String {
+        let [one, other] = [0, 1].map(|index| region.slice(index).unwrap().as_ptr().addr());
+        format!("/{}\n", (other - one) * region.slice_count())
+    }
+
     /// Would catch: a fallback that does not happen, does not work, or does not say why.
     #[test]
     fn where_io_uring_is_refused_epoll_carries_the_port() {

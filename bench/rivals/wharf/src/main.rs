@@ -7,17 +7,38 @@ use std::sync::Arc;
 use std::thread;
 
 use rival_common::reads::{self, BLOCK, Options, Work};
+use wharf::rio::Region;
 use wharf::{Buf, Builder, File, Op, OpenOptions, Packet, Port, Wait};
 
 fn main() -> io::Result<()> {
     // For design `epoll`, the environment chooses the driver.
     reads::main(
         "wharf",
-        &[("read", read), ("read:epoll", read), ("read-direct", read), ("read-direct:epoll", read)],
+        &[
+            ("read", read),
+            ("read:epoll", read),
+            ("read:registered", read_registered),
+            ("read-direct", read),
+            ("read-direct:epoll", read),
+            ("read-direct:registered", read_registered),
+        ],
     )
 }
 
+/// Makes memory to read into, for so many reads.
+type Memory = fn(usize) -> wharf::Result<Vec<Buf>>;
+
 fn read(options: &Options, work: &Arc<Work>) -> io::Result<()> {
+    read_into(options, work, |share| Ok((0..share).map(|_| Buf::aligned(BLOCK, BLOCK)).collect()))
+}
+
+fn read_registered(options: &Options, work: &Arc<Work>) -> io::Result<()> {
+    read_into(options, work, |share| {
+        Ok(Region::aligned(share, BLOCK, BLOCK)?.slices().map(Buf::from).collect())
+    })
+}
+
+fn read_into(options: &Options, work: &Arc<Work>, memory: Memory) -> io::Result<()> {
     // The context of a read is its position.
     let port: Port<(), u64> = Builder::new().concurrency(options.threads).build()?;
     let how = OpenOptions::new().read(true).direct(options.direct);
@@ -27,7 +48,7 @@ fn read(options: &Options, work: &Arc<Work>) -> io::Result<()> {
             .map(|number| {
                 let file = port.open(&options.file, how.clone(), ());
                 let port = &port;
-                scope.spawn(move || worker(port, file?, share, work, number))
+                scope.spawn(move || worker(port, file?, || memory(share), work, number))
             })
             .collect();
         let panicked = |_| Err(io::Error::other("a worker panicked"));
@@ -39,7 +60,7 @@ fn read(options: &Options, work: &Arc<Work>) -> io::Result<()> {
 fn worker(
     port: &Port<(), u64>,
     file: File<(), u64>,
-    share: usize,
+    memory: impl Fn() -> wharf::Result<Vec<Buf>>,
     work: &Work,
     number: usize,
 ) -> io::Result<()> {
@@ -56,8 +77,8 @@ fn worker(
                 start(&file, buf, positions.draw())?;
             }
             Wait::Packet(Packet { op: Op::Posted(_), .. }) => {
-                for _ in 0..share {
-                    start(&file, Buf::aligned(BLOCK, BLOCK), positions.draw())?;
+                for buf in memory()? {
+                    start(&file, buf, positions.draw())?;
                 }
             }
             Wait::Broken(error) => return Err(error.into()),

@@ -6,6 +6,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+#[cfg(target_os = "linux")]
+use crate::sys::Piece;
 #[cfg(windows)]
 use crate::sys::{
     control::{ADDRESS_ROOM, write_address},
@@ -28,16 +30,56 @@ pub(in crate::rio) const HEADROOM: usize = 192;
 /// How much memory is registered in one piece, if a slice is not larger.
 #[cfg(windows)]
 const PIECE: usize = 1 << 30;
+#[cfg(target_os = "linux")]
+const PIECE: usize = Piece::BYTES_MAX;
 
 /// The most bytes a slice may have.
 const BYTES_MAX: usize = 1 << 30;
 
-/// A large piece of memory, set up once, from which receives and sends take their slices.
+/// No page of any machine is smaller.
+const PAGE: usize = 4096;
+
+/// A large piece of memory, set up once, from which receives and sends take their slices, and reads
+/// and writes of files.
 ///
 /// A region is divided into slices of one size. A [`Slice`] is owned: one cannot be in use twice,
 /// and cannot be touched while a request has it. Make few regions, and large ones: the memory is
 /// there from the start (nothing faults later), and is freed when the region and all its slices
 /// are gone, in whatever order.
+///
+/// # For files
+///
+/// A slice is a [`Buf`](crate::Buf), so that every handle of a [`Port`](crate::Port) takes one, and
+/// [`Buf::into_slice`](crate::Buf::into_slice) gets it back from the packet. Where a
+/// [`File`](crate::File) is read into one or written from one, io_uring has at hand the pages that
+/// it would otherwise look up each time, which is what counts with direct I/O; for that,
+/// [`Region::aligned`] makes slices.
+///
+/// Each of a port's running slots has the kernel lock the region (each GiB of it by itself) when it
+/// first uses one of its slices for a file, until the region is gone; each counts against
+/// RLIMIT_MEMLOCK. A region that is refused (by that limit, because a slot has 64 already, or by a
+/// kernel before Linux 5.19) is memory like any other, as it is on other drivers and for sockets of
+/// a port. Nothing fails for that.
+///
+/// ```
+/// use wharf::{Op, OpenOptions, Port, Wait, rio::Region};
+///
+/// let port = Port::<()>::new(1)?;
+/// # let directory = std::env::temp_dir();
+/// # let path = directory.join(format!("wharf-doc-region-{}", std::process::id()));
+/// # std::fs::write(&path, "hello").unwrap();
+/// let file = port.open(&path, OpenOptions::new().read(true), ())?;
+/// let region = Region::aligned(32, 65536, file.alignment()?)?;
+/// file.read_at(region.slice(0)?, 0)?;
+/// let Wait::Packet(packet) = port.wait() else { panic!() };
+/// let Op::Read { buf, .. } = packet.op else { panic!() };
+/// let slice = buf.into_slice().expect("what it was made from");
+/// assert_eq!(&slice[..], b"hello");
+/// # std::fs::remove_file(path).unwrap();
+/// # Ok::<(), wharf::Error>(())
+/// ```
+///
+/// # Its slices
 ///
 /// ```
 /// use wharf::rio::Region;
@@ -60,7 +102,15 @@ struct Shared {
     /// before the memory.)
     #[cfg(windows)]
     registration: std::sync::OnceLock<Option<rio::Registration>>,
+    /// What rings may know it by. (Likewise.)
+    #[cfg(target_os = "linux")]
+    pieces: Box<[Piece]>,
     memory: Mapping,
+    /// From its address to what the slices with their headroom take.
+    #[cfg(windows)]
+    padding: usize,
+    /// From its address to the first slice.
+    first: usize,
     /// Bytes in each slice.
     size: usize,
     /// Bytes from one slice to the next.
@@ -83,25 +133,72 @@ impl Region {
     /// billion, or such of more than 1 GiB; `OutOfMemory` where there is not so much memory.
     #[doc(alias = "RIORegisterBuffer")]
     pub fn new(slices: usize, bytes: usize) -> Result<Self> {
+        Self::aligned(slices, bytes, 1)
+    }
+
+    /// The same with slices whose addresses are multiples of `alignment`, which is rounded up to a
+    /// power of two: what direct I/O asks for, see [`File::alignment`](crate::File::alignment).
+    /// Each slice takes about so many bytes more than it has.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::new`]; and `InvalidInput` for more than 1 GiB.
+    ///
+    /// ```
+    /// let region = wharf::rio::Region::aligned(4, 8192, 4096)?;
+    /// assert_eq!(region.slice(3)?.as_ptr().addr() % 4096, 0);
+    /// # Ok::<(), wharf::Error>(())
+    /// ```
+    #[doc(alias = "FILE_FLAG_NO_BUFFERING")]
+    pub fn aligned(slices: usize, bytes: usize, alignment: usize) -> Result<Self> {
         const ACTION: &str = "register a region";
         let wrong = Error::of(ErrorKind::InvalidInput, ACTION)
             .with_remedy("a region has at least one slice, of 1 byte to 1 GiB");
         if slices == 0 || bytes == 0 || bytes > BYTES_MAX || u32::try_from(slices).is_err() {
             return Err(wrong);
         }
-        // An odd number of cache lines from slice to slice: with a power of two, the beginnings of
-        // all slices would compete for a few places of the processor's cache.
-        let stride = (HEADROOM + bytes).next_multiple_of(64) | 64;
-        let length = stride.checked_mul(slices).filter(|&it| isize::try_from(it).is_ok());
-        let memory = Mapping::resident(length.ok_or(wrong)?).map_err(|error| {
+        if alignment > BYTES_MAX {
+            return Err(wrong.with_remedy("slices are aligned to 1 GiB at most"));
+        }
+        let alignment = alignment.next_power_of_two().max(64);
+        let headroom = HEADROOM.next_multiple_of(alignment);
+        let mut stride = (headroom + bytes).next_multiple_of(alignment);
+        if alignment < PAGE {
+            // An odd number of cache lines from slice to slice: with a power of two, the beginnings
+            // of all slices would compete for a few places of the processor's cache.
+            stride |= alignment;
+        }
+        // A mapping begins at a page.
+        let spare = if alignment > PAGE { alignment } else { 0 };
+        let total = stride.checked_mul(slices);
+        let length = total.and_then(|total| total.checked_add(spare));
+        let length = length.filter(|&it| isize::try_from(it).is_ok()).ok_or(wrong)?;
+        let memory = Mapping::resident(length).map_err(|error| {
             let remedy = "make the region smaller, or give the process more memory";
             Error::from_io(&error, ACTION).with_remedy(remedy)
         })?;
+        let padding = memory.address().addr().wrapping_neg() % alignment;
+        #[cfg(target_os = "linux")]
+        let pieces = {
+            let in_piece = (PIECE / stride).max(1);
+            let piece = |from: usize| {
+                let bytes = in_piece.min(slices - from) * stride;
+                // SAFETY: inside the mapping, which goes after the pieces: the padding is less than
+                // what is spare.
+                unsafe { Piece::new(memory.address().add(padding + from * stride), bytes) }
+            };
+            (0..slices).step_by(in_piece).map(piece).collect()
+        };
         let out = Mutex::new(Out { taken: vec![false; slices], count: 0 });
         let shared = Shared {
             #[cfg(windows)]
             registration: std::sync::OnceLock::new(),
+            #[cfg(target_os = "linux")]
+            pieces,
             memory,
+            #[cfg(windows)]
+            padding,
+            first: padding + headroom,
             size: bytes,
             stride,
             out,
@@ -253,30 +350,46 @@ impl Slice {
 
     /// Where its bytes are. The headroom lies before.
     #[inline]
-    pub(super) fn start(&self) -> *mut u8 {
-        let offset = self.index() * self.region.stride + HEADROOM;
+    pub(crate) fn start(&self) -> *mut u8 {
+        let offset = self.index() * self.region.stride + self.region.first;
         debug_assert!(offset + self.region.size <= self.region.memory.length());
         // SAFETY: the index is one of the region's, so that the offset lies inside its mapping.
         unsafe { self.region.memory.address().add(offset) }
+    }
+
+    /// What rings may know its bytes by. It lives as long as the slice.
+    #[cfg(target_os = "linux")]
+    #[inline]
+    pub(crate) fn piece(&self) -> *const Piece {
+        match &*self.region.pieces {
+            [all] => all,
+            pieces => {
+                let in_piece = (PIECE / self.region.stride).max(1);
+                pieces.get(self.index() / in_piece).map_or(std::ptr::null(), std::ptr::from_ref)
+            }
+        }
     }
 
     /// By what the system's own Registered I/O knows where its bytes are. None: it does not take
     /// the region.
     #[cfg(windows)]
     pub(super) fn registered(&self) -> Option<rio::Buffer> {
-        let Shared { registration, memory, stride, .. } = &*self.region;
+        let Shared { registration, memory, padding, first, stride, .. } = &*self.region;
         let in_piece = (PIECE / stride).max(1);
         let registration = registration.get_or_init(|| {
             let piece = in_piece * stride;
             // SAFETY: the memory goes after the registration; and the region, to which that
             // belongs, is kept by every slice, which a request has until it is over.
-            unsafe { rio::Registration::new(memory.address(), memory.length(), piece) }
-                .inspect_err(|error| log::error!("a region cannot be registered: {error}"))
-                .ok()
+            unsafe {
+                let start = memory.address().add(*padding);
+                rio::Registration::new(start, memory.length() - padding, piece)
+            }
+            .inspect_err(|error| log::error!("a region cannot be registered: {error}"))
+            .ok()
         });
         Some(rio::Buffer {
             BufferId: registration.as_ref()?.piece(self.index() / in_piece)?,
-            Offset: u32::try_from(self.index() % in_piece * stride + HEADROOM).ok()?,
+            Offset: u32::try_from(self.index() % in_piece * stride + first - padding).ok()?,
             Length: u32::try_from(self.capacity()).ok()?,
         })
     }
@@ -315,7 +428,7 @@ impl Slice {
 
     /// After a receive: how many bytes it holds now.
     #[inline]
-    pub(super) fn set_received(&mut self, bytes: usize) {
+    pub(crate) fn set_received(&mut self, bytes: usize) {
         self.set_length(bytes.min(self.capacity()));
     }
 }

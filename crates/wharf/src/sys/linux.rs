@@ -12,7 +12,7 @@ use std::{
 };
 
 pub(crate) use self::alarm::{Alarm, Bell};
-pub(crate) use super::uring::{Provided, is_transient, probe::probe, refusal};
+pub(crate) use super::uring::{Piece, Provided, is_transient, probe::probe, refusal};
 use super::{
     Event, Kind, OwnedDescriptor, Popped, RawDescriptor, Step, epoll,
     pool::Pool,
@@ -103,6 +103,10 @@ pub(crate) struct Header {
     pub(crate) outstanding: u8,
     /// The driver's step within a request that takes several.
     pub(crate) step: u8,
+    /// Of a read or a write, what a ring may know its buffer by: the piece of its region, which
+    /// lives as long as the operation is in flight; null if it is no slice of one. Of all else,
+    /// what an earlier operation has left.
+    pub(crate) piece: *const Piece,
     pub(crate) epoll: epoll::Header,
 }
 
@@ -113,6 +117,7 @@ impl Header {
         result: 0,
         outstanding: 0,
         step: 0,
+        piece: std::ptr::null(),
         epoll: epoll::Header::NEW,
     };
 

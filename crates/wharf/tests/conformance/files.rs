@@ -14,7 +14,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use proptest::{prelude::*, test_runner::TestRunner};
-use wharf::{Buf, ErrorKind, OpenOptions, Wait};
+use wharf::{Buf, ErrorKind, OpenOptions, Wait, rio::Region};
 
 #[cfg(unix)]
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -128,6 +128,7 @@ fn every_kind_of_buffer_reads_from_a_file() {
         let port = port(1);
         let file = port.open(&path, to_read(), 7).unwrap();
         assert_eq!(*file.key(), 7);
+        let region = Region::new(1, 100).unwrap();
         let bufs = [
             Buf::with_capacity(16),
             Buf::from(vec![9; 40]),
@@ -135,6 +136,7 @@ fn every_kind_of_buffer_reads_from_a_file() {
             Buf::from(BytesMut::with_capacity(16)),
             Buf::aligned(4096, 4096),
             Buf::pooled(),
+            region.slice(0).unwrap().into(),
         ];
         for (number, buf) in bufs.into_iter().enumerate() {
             let kind = format!("{buf:?}");
@@ -168,7 +170,11 @@ fn every_kind_of_buffer_is_written_to_a_file() {
             file.read_at(Buf::pooled(), 0).unwrap();
             was_read(next(&port))
         };
+        let region = Region::new(2, 100).unwrap();
+        let mut slice = region.slice(1).unwrap();
+        slice.copy_from(b"a slice!").unwrap();
         let bufs = [
+            Buf::from(slice),
             Buf::from(b"a vector".to_vec()),
             Buf::from(b"a boxed!".to_vec().into_boxed_slice()),
             Buf::from("a static"),
@@ -488,6 +494,297 @@ fn direct_files_want_alignment() {
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.to_string().contains("Buf::aligned"), "{error}");
         assert_eq!(was_read(packet).capacity(), unit, "the buffer is back");
+    });
+}
+
+// ---- Registered memory --------------------------------------------------------------------------
+
+/// Would catch: bytes that land beside their slice, or in another one, or in another region; a
+/// length that is not that of what was read; a slice that does not come back.
+#[test]
+fn files_are_read_into_registered_memory() {
+    const SLICE: usize = 5000;
+    run(|| {
+        let folder = Folder::new();
+        let content = pattern(0, 200_000);
+        let path = folder.file("content", &content);
+        let port = port(1);
+        let file = open(&port, &path);
+        let regions = [Region::new(4, SLICE).unwrap(), Region::aligned(5, SLICE, 512).unwrap()];
+        // Often enough for io_uring to know the file by a number, too.
+        for round in 0..40 {
+            let mut count = 0;
+            for mut slice in regions.iter().flat_map(Region::slices) {
+                slice.room().fill(0xee);
+                let from = (round * 4111 + count * 30_011) % content.len();
+                let start = file.start().context(Token::from(from as u64));
+                start.read_at(slice, from as u64).unwrap();
+                count += 1;
+            }
+            assert_eq!(count, 9);
+            let mut read = Vec::new();
+            for _ in 0..count {
+                let packet = next(&port);
+                let from = usize::try_from(packet.context.as_ref().unwrap().id).unwrap();
+                let expected = SLICE.min(content.len() - from);
+                assert_eq!((packet.result, packet.bytes), (Ok(expected), expected));
+                read.push((from, was_read(packet)));
+            }
+            // Only now, when all of them are over.
+            for (from, buf) in read {
+                assert_eq!(buf[..], content[from..from + buf.len()]);
+                assert_eq!(buf.capacity(), SLICE);
+                let mut slice = buf.into_slice().expect("a slice");
+                let length = slice.len();
+                assert!(slice.room()[length..].iter().all(|&byte| byte == 0xee));
+            }
+            assert_eq!(regions.each_ref().map(Region::in_use), [0, 0]);
+        }
+        let other = Buf::from("of another kind").into_slice().unwrap_err();
+        assert_eq!(&other[..], b"of another kind");
+    });
+}
+
+/// Would catch: a write of all of a slice where a part was to be written, or of what is not in it;
+/// an append that goes elsewhere or overtakes another.
+#[test]
+fn registered_memory_is_written_to_files() {
+    run(|| {
+        let folder = Folder::new();
+        let path = folder.file("file", b"begin ");
+        let port = port(1);
+        let file = open(&port, &path);
+        let regions = [Region::new(3, 4000).unwrap(), Region::aligned(2, 9000, 4096).unwrap()];
+        let mut expected = b"begin ".to_vec();
+        for round in 0..40_usize {
+            let mut count = 0;
+            for mut slice in regions.iter().flat_map(Region::slices) {
+                let length = (round * 997 + count * 1709) % (slice.capacity() + 1);
+                slice.copy_from(&pattern(expected.len(), length)).unwrap();
+                expected.extend(&slice[..]);
+                file.append(slice).unwrap();
+                count += 1;
+            }
+            for _ in 0..count {
+                let packet = next(&port);
+                let bytes = packet.bytes;
+                assert_eq!(packet.result, Ok(bytes));
+                assert_eq!(was_written(packet).len(), bytes);
+            }
+        }
+        assert_eq!(fs::read(&path).unwrap(), expected);
+        // At positions, and what was read before.
+        for round in 0..40_u64 {
+            let timed = file.start().deadline(PATIENCE);
+            timed.read_at(regions[1].slice(0).unwrap(), round * 1001).unwrap();
+            let mut buf = was_read(next(&port));
+            buf.truncate(5000);
+            buf.as_mut().unwrap()[4999] = 7;
+            file.write_at(buf, round * 2002).unwrap();
+            let packet = next(&port);
+            assert_eq!(packet.result, Ok(5000));
+            drop(packet);
+            let (from, to) =
+                (usize::try_from(round * 1001).unwrap(), usize::try_from(round * 2002).unwrap());
+            expected.copy_within(from..from + 5000, to);
+            expected[to + 4999] = 7;
+        }
+        assert_eq!(fs::read(&path).unwrap(), expected);
+        // With others in one operation.
+        let mut slice = regions[0].slice(2).unwrap();
+        slice.copy_from(b"two ").unwrap();
+        file.write_vectored_at(vec!["one ".into(), slice.into(), "three".into()], 0).unwrap();
+        assert_eq!(next(&port).result, Ok(13));
+        let parts = vec![Buf::with_capacity(2), regions[0].slice(0).unwrap().into()];
+        file.read_vectored_at(parts, 0).unwrap();
+        let Op::ReadVectored { bufs, .. } = next(&port).op else { panic!("a vectored read") };
+        assert_eq!((&bufs[0][..], &bufs[1][..11]), (&b"on"[..], &b"e two three"[..]));
+    });
+}
+
+/// Would catch: slices that direct I/O does not take, or that are read and written elsewhere.
+#[test]
+fn direct_files_take_registered_memory() {
+    const NAME: &str = "direct_files_take_registered_memory";
+    run(|| {
+        let folder = Folder::new();
+        let content = pattern(0, 1 << 20);
+        let path = folder.file("content", &content);
+        let port = port(1);
+        let Ok(file) = port.open(&path, to_change().direct(true), 1) else {
+            return skip(NAME, "no direct I/O in the temporary folder");
+        };
+        let unit = file.alignment().unwrap();
+        let region = Region::aligned(8, 2 * unit, unit).unwrap();
+        let blocks = content.len() / unit - 1;
+        for round in 0..30 {
+            for slice in region.slices() {
+                let block = (round * 77 + slice.index() * 31) % blocks;
+                let start = file.start().context(Token::from(block as u64));
+                start.read_at(slice, (block * unit) as u64).unwrap();
+            }
+            for _ in 0..8 {
+                let packet = next(&port);
+                assert_eq!(packet.result, Ok(2 * unit));
+                let from = usize::try_from(packet.context.as_ref().unwrap().id).unwrap() * unit;
+                assert_eq!(was_read(packet)[..], content[from..from + 2 * unit]);
+            }
+        }
+        let mut slice = region.slice(3).unwrap();
+        slice.copy_from(&content[unit..2 * unit]).unwrap();
+        file.write_at(slice, 5 * unit as u64).unwrap();
+        assert_eq!(next(&port).result, Ok(unit));
+        assert_eq!(fs::read(&path).unwrap()[5 * unit..6 * unit], content[unit..2 * unit]);
+
+        if not_shown_by_wine(NAME, "Wine does not ask for alignment") {
+            return;
+        }
+        file.read_at(region.slice(0).unwrap(), 1).unwrap();
+        let packet = next(&port);
+        assert_eq!(packet.result.unwrap_err().kind(), ErrorKind::InvalidInput);
+        drop(was_read(packet).into_slice().expect("the slice is back"));
+        assert_eq!(region.in_use(), 0);
+    });
+}
+
+/// Would catch: a region that is taken for another, one that was at its address before say, or that
+/// cannot be used because a ring has too many; slots that disagree about them.
+#[test]
+fn any_number_of_regions_is_read_into() {
+    run(|| {
+        let folder = Folder::new();
+        let content = pattern(0, 100_000);
+        let path = folder.file("content", &content);
+        let port = port(2);
+        let file = open(&port, &path);
+        let one = || Region::new(2, 5000).unwrap();
+        let mut regions: Vec<_> = (0..100).map(|_| one()).collect();
+        for round in 0..6 {
+            let slices: Vec<_> = regions.iter().flat_map(Region::slices).collect();
+            let from = |number: usize| (number * 463 + round * 1009) % 95_000;
+            // Two workers, each with a slot of its own.
+            let barrier = Barrier::new(2);
+            let slices = Mutex::new(slices.into_iter().enumerate().collect::<Vec<_>>());
+            let worker = || {
+                assert!(matches!(next(&port).op, Op::Posted(_)));
+                barrier.wait();
+                for _ in 0..100 {
+                    let (number, slice) = slices.lock().unwrap().pop().expect("another");
+                    let start = file.start().context(Token::from(number as u64));
+                    start.read_at(slice, from(number) as u64).unwrap();
+                }
+                barrier.wait();
+            };
+            (0..2).for_each(|_| port.post(Token::from(0)).unwrap());
+            thread::scope(|scope| (0..2).for_each(|_| drop(scope.spawn(worker))));
+            let mut read = Vec::new();
+            for _ in 0..200 {
+                let packet = next(&port);
+                assert_eq!(packet.result, Ok(5000));
+                let number = packet.context.as_ref().unwrap().id;
+                read.push((usize::try_from(number).unwrap(), was_read(packet)));
+            }
+            for (number, buf) in read {
+                assert_eq!(buf[..], content[from(number)..from(number) + 5000], "{number}");
+            }
+            // Others take their places.
+            regions.drain(round * 10..round * 10 + 40);
+            regions.extend((0..40).map(|_| one()));
+        }
+    });
+}
+
+/// Would catch: memory that is unmapped while the kernel uses it, a slice that does not come back
+/// to its region, or a ring that keeps a region or is asked to let go of it when it is no more.
+#[test]
+fn regions_may_go_in_any_order() {
+    use Event::*;
+    run(|| {
+        const SLICE: usize = 100_000;
+        let folder = Folder::new();
+        let content = pattern(0, 3 << 20);
+        let path = folder.file("content", &content);
+        for event in [DropFile, CloseFile, CancelAll, DropPort, ClosePort] {
+            for round in 0..4 {
+                let row = format!("{event:?}, {round}");
+                let port = port(1);
+                let file = open(&port, &path);
+                leave_cache(&file);
+                let kept = Region::new(20, SLICE).unwrap();
+                let dropped = Region::new(20, SLICE).unwrap();
+                for (one, other) in kept.slices().zip(dropped.slices()) {
+                    let from = one.index() * SLICE;
+                    let start = || file.start().context(Token::from(from as u64));
+                    start().read_at(one, from as u64).unwrap();
+                    start().read_at(other, from as u64).unwrap();
+                }
+                // Kept in the program beyond the port.
+                let last = Region::new(1, SLICE).unwrap();
+                file.read_at(last.slice(0).unwrap(), 0).unwrap();
+                drop(dropped);
+                let (mut file, mut port) = (Some(file), Some(port));
+                match event {
+                    DropFile => file = None,
+                    CloseFile => file.as_ref().unwrap().close(),
+                    CancelAll => drop(file.as_ref().unwrap().cancel_all()),
+                    DropPort => port = None,
+                    ClosePort => port.as_ref().unwrap().close(),
+                }
+                let mut bufs = Vec::new();
+                if let Some(port) = &port
+                    && !matches!(event, ClosePort)
+                {
+                    for _ in 0..41 {
+                        let packet = next(port);
+                        match &packet.result {
+                            Ok(SLICE) => {}
+                            Ok(bytes) => panic!("{row}: {bytes}"),
+                            Err(error) => assert!(error.is_cancelled(), "{row}: {error}"),
+                        }
+                        let from = packet.context.as_ref().map_or(0, |token| token.id);
+                        bufs.push((usize::try_from(from).unwrap(), was_read(packet)));
+                    }
+                    assert!(poll(port).is_none(), "{row}");
+                }
+                let in_use = |region: &Region| (region.in_use(), region.slice_count());
+                if round % 2 == 0 {
+                    drop(port.take());
+                }
+                for (from, buf) in bufs {
+                    assert_eq!(buf[..], content[from..from + buf.len()], "{row}");
+                }
+                drop(port);
+                drop(file);
+                assert_eq!((in_use(&kept), in_use(&last)), ((0, 20), (0, 1)), "{row}");
+            }
+        }
+    });
+}
+
+/// Would catch: a handle that does not take a slice, or gives back something else.
+#[test]
+fn sockets_take_registered_memory() {
+    run(|| {
+        let port = port(1);
+        let (stream, mut peer) = pair(&port);
+        let region = Region::new(2, 100).unwrap();
+        let mut slice = region.slice(1).unwrap();
+        stream.recv(slice).unwrap();
+        peer.write_all(b"hello").unwrap();
+        let Op::Recv { buf, .. } = next(&port).op else { panic!("a receive") };
+        slice = buf.into_slice().expect("a slice");
+        assert_eq!((&slice[..], slice.index()), (&b"hello"[..], 1));
+        stream.send(slice).unwrap();
+        let Op::Send { buf, .. } = next(&port).op else { panic!("a send") };
+        let mut echo = [0; 5];
+        std::io::Read::read_exact(&mut peer, &mut echo).unwrap();
+        assert_eq!(&echo, b"hello");
+        stream.recv_exact(buf, 100).unwrap();
+        peer.write_all(&[7; 100]).unwrap();
+        let Op::Recv { buf, .. } = next(&port).op else { panic!("a receive") };
+        assert_eq!(buf[..], [7; 100]);
+        drop(buf);
+        assert_eq!(region.in_use(), 0);
     });
 }
 
@@ -875,6 +1172,20 @@ fn a_full_disk_is_reported() {
         assert_eq!(file.metadata().unwrap().len(), packet.bytes as u64);
         assert_eq!(was_written(packet).len(), size.bytes());
         assert_eq!(size.alive(), 0);
+
+        // From registered memory: a part, and the rest in vain.
+        file.set_len(0).unwrap();
+        assert_eq!(next(&port).result, Ok(0));
+        let region = Region::new(1, 1 << 20).unwrap();
+        let mut slice = region.slice(0).unwrap();
+        slice.copy_from(&pattern(0, 1 << 20)).unwrap();
+        file.write_at(slice, 100).unwrap();
+        let packet = next(&port);
+        assert_eq!(packet.result.unwrap_err().kind(), ErrorKind::StorageFull);
+        assert!(packet.bytes > 0 && packet.bytes < 1 << 16, "{}", packet.bytes);
+        let written = fs::read(folder.path("large")).unwrap();
+        assert_eq!(written[100..], pattern(0, packet.bytes));
+        assert_eq!(was_written(packet).len(), 1 << 20);
 
         file.allocate(0, 1 << 20).unwrap();
         assert_eq!(next(&port).result.unwrap_err().kind(), ErrorKind::StorageFull);

@@ -212,6 +212,9 @@ fn regions_refuse_what_makes_no_sense() {
     for (slices, bytes) in [(0, 10), (10, 0), (10, usize::MAX), (usize::MAX, 10)] {
         assert_error(&Region::new(slices, bytes).unwrap_err(), ErrorKind::InvalidInput);
     }
+    for alignment in [usize::MAX, (1 << 30) + 1] {
+        assert_error(&Region::aligned(1, 10, alignment).unwrap_err(), ErrorKind::InvalidInput);
+    }
     let region = Region::new(3, 10).unwrap();
     assert_error(&region.slice(3).unwrap_err(), ErrorKind::InvalidInput);
     let mut slice = region.slice(1).unwrap();
@@ -226,11 +229,15 @@ fn regions_refuse_what_makes_no_sense() {
     refused.value.deregister().unwrap();
 }
 
-/// Would catch: neighbours that overlap.
+/// Would catch: neighbours that overlap, and slices that are not where they were asked for.
 #[test]
 fn slices_do_not_touch_each_other() {
-    for bytes in [1, 63, 64, 100, 1920, 4096] {
-        let region = Region::new(9, bytes).unwrap();
+    let sizes = [1, 63, 64, 100, 1920, 4096];
+    let alignments = [0, 1, 300, 512, 4096, 1 << 16];
+    for (bytes, alignment) in sizes.into_iter().flat_map(|it| alignments.map(|other| (it, other))) {
+        let region = Region::aligned(9, bytes, alignment).unwrap();
+        let unit = alignment.next_power_of_two();
+        assert!(region.slices().all(|slice| slice.as_ptr().addr() % unit == 0), "{alignment}");
         let mut slices: Vec<_> = region.slices().collect();
         for (number, slice) in (1..).zip(&mut slices) {
             assert_eq!(slice.room(), vec![0; bytes]);

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::sys::RawDescriptor;
+use crate::{sync::kernel, sys::RawDescriptor};
 
 /// Both directions of a socket, the end of either, and urgent data, by edges: registered once,
 /// and told of each change.
@@ -85,10 +85,10 @@ impl Poller {
         let mut event = libc::epoll_event { events, u64: token };
         self.calls.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the event lives across the call, which copies it.
-        if unsafe { libc::epoll_ctl(self.fd(), what, fd, &raw mut event) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
+        kernel(|| match unsafe { libc::epoll_ctl(self.fd(), what, fd, &raw mut event) } {
+            ..0 => Err(io::Error::last_os_error()),
+            0.. => Ok(()),
+        })
     }
 
     /// Waits for events, and hands each to `sink` as its token and what has happened. Returns how
@@ -100,7 +100,7 @@ impl Poller {
         mut sink: impl FnMut(u64, u32),
     ) -> io::Result<usize> {
         let mut events = [const { MaybeUninit::<libc::epoll_event>::uninit() }; EVENTS];
-        let count = match self.wait_into(&mut events, timeout) {
+        let count = match kernel(|| self.wait_into(&mut events, timeout)) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             count => count?,
         };

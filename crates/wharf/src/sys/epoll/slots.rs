@@ -11,8 +11,7 @@
 use std::{
     io,
     ptr::{self, NonNull},
-    sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, Ordering},
-    sync::{Mutex, OnceLock},
+    sync::{OnceLock, PoisonError},
 };
 
 use super::{
@@ -21,7 +20,10 @@ use super::{
 };
 use crate::{
     raw::operation::{Direction, Operation},
-    sync::lock,
+    sync::{
+        AtomicBool, AtomicI32, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, Mutex, MutexGuard,
+        Ordering,
+    },
     sys::{NO_DESCRIPTOR, RawDescriptor},
 };
 
@@ -114,7 +116,7 @@ impl Slot {
             careful: AtomicBool::new(false),
             drained: AtomicU32::new(0),
             word: AtomicU64::new(0),
-            waiting: [const { AtomicPtr::new(ptr::null_mut()) }; 3],
+            waiting: [ptr::null_mut(); 3].map(AtomicPtr::new),
         }
     }
 
@@ -187,7 +189,7 @@ pub(crate) struct Registry {
     used: AtomicU32,
 }
 
-const FIRST: u32 = 64;
+const FIRST: u32 = if cfg!(loom) { 2 } else { 64 };
 const CHUNKS: usize = 24;
 
 /// In which chunk a slot lies, and where.
@@ -216,6 +218,10 @@ impl Registry {
         })
     }
 
+    fn free(&self) -> MutexGuard<'_, Vec<u32>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn slot(&self, number: u32) -> Option<&Slot> {
         let (chunk, offset) = place(number);
         self.chunks.get(chunk)?.get()?.get(offset)
@@ -223,7 +229,7 @@ impl Registry {
 
     /// A slot for a descriptor. `careful`: it is no TCP socket.
     pub(crate) fn claim(&self, fd: RawDescriptor, careful: bool) -> io::Result<Claim> {
-        let number = lock(&self.free).pop();
+        let number = self.free().pop();
         let number = number.unwrap_or_else(|| self.used.fetch_add(1, Ordering::Relaxed));
         let (chunk, _) = place(number);
         let length = FIRST << chunk;
@@ -247,7 +253,7 @@ impl Registry {
         if lane != NOWHERE {
             let _ = self.pollers[usize::from(lane)].remove(slot.fd.load(Ordering::Relaxed));
         }
-        lock(&self.free).push(slot.number);
+        self.free().push(slot.number);
     }
 
     /// How often a descriptor has become ready so far. To be asked before a call that may find it
@@ -435,5 +441,265 @@ mod tests {
         assert!(told == [other] && slot.is_empty());
         assert!(!slot.put(Direction::In, one, 0) && slot.put(Direction::In, one, 1));
         assert_eq!(slot.edges(Direction::Out), 1);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod model {
+    //! Every interleaving of a few threads with the real registry, and with the real kernel, whose
+    //! calls are made one after the other.
+
+    use std::{
+        io::{Read, Write},
+        os::{fd::AsRawFd, unix::net::UnixStream},
+        sync::Arc,
+        time::Duration,
+    };
+
+    use loom::thread;
+
+    use super::*;
+    use crate::sync::{AtomicUsize, kernel};
+
+    struct Model {
+        registry: Registry,
+        /// How often each operation has been handed to whoever makes its call.
+        told: [AtomicUsize; 2],
+    }
+
+    /// The first operation and the second one; nobody follows the pointers.
+    const ONE: usize = 0;
+    const TWO: usize = 1;
+
+    fn operation(index: usize) -> *mut Operation {
+        ptr::without_provenance_mut(64 * (index + 1))
+    }
+
+    /// A connection, and its peer.
+    fn connection() -> (UnixStream, UnixStream) {
+        let (ours, peers) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (ours, peers)
+    }
+
+    fn send(mut peer: &UnixStream) {
+        kernel(|| peer.write_all(b"!")).unwrap();
+    }
+
+    impl Model {
+        fn new(lanes: usize) -> Arc<Self> {
+            Arc::new(Self {
+                registry: Registry::new(lanes).unwrap(),
+                told: [AtomicUsize::new(0), AtomicUsize::new(0)],
+            })
+        }
+
+        fn told(&self, index: usize) -> usize {
+            self.told[index].load(Ordering::SeqCst)
+        }
+
+        fn ready(&self, lane: u16, events: &[(u64, u32)]) {
+            for &(token, events) in events {
+                self.registry.ready(lane, token, events, |waiting| {
+                    let index = (0..2).find(|&index| operation(index) == waiting);
+                    self.told[index.unwrap()].fetch_add(1, Ordering::SeqCst);
+                });
+            }
+        }
+
+        fn events(&self, lane: u16) -> Vec<(u64, u32)> {
+            let mut events = Vec::new();
+            let poller = &self.registry.pollers[usize::from(lane)];
+            poller.wait(Some(Duration::ZERO), |token, of| events.push((token, of))).unwrap();
+            events
+        }
+
+        fn look(&self, lane: u16) {
+            self.ready(lane, &self.events(lane));
+        }
+
+        /// Receives as the driver does. None: it waits.
+        fn receive(
+            &self,
+            mut ours: &UnixStream,
+            claim: Claim,
+            index: usize,
+            lane: u16,
+        ) -> Option<usize> {
+            loop {
+                let seen = self.registry.edges(claim, Direction::In);
+                let mut room = [0; 8];
+                let received = kernel(|| ours.read(&mut room));
+                if let Ok(bytes) = received {
+                    // Here others may get on. Loom would not see that it matters: of a word's
+                    // accesses it remembers the last, and whoever counts an edge looks first.
+                    kernel(|| ());
+                    self.registry.spent(claim, seen);
+                    return Some(bytes);
+                }
+                if self.park(claim, index, Some(seen), lane) {
+                    return None;
+                }
+            }
+        }
+
+        fn park(&self, claim: Claim, index: usize, seen: Option<u32>, lane: u16) -> bool {
+            let parked =
+                self.registry.park(claim, Direction::In, operation(index), seen, lane).unwrap();
+            parked != Parked::Ready
+        }
+    }
+
+    fn check(model: impl Fn() + Sync + Send + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = builder.preemption_bound.or(Some(3));
+        builder.check(model);
+    }
+
+    /// A receive that has emptied the socket, and the next, which waits without a call.
+    #[test]
+    fn whoever_waits_is_told_once_of_what_comes() {
+        check(|| {
+            let model = Model::new(1);
+            let (ours, peer) = connection();
+            let claim = model.registry.claim(ours.as_raw_fd(), false).unwrap();
+            assert!(model.park(claim, ONE, None, 0));
+            send(&peer);
+            model.look(0);
+            assert_eq!(model.told(ONE), 1);
+            let others = [1, 0].map(|sends| {
+                let (model, peer) = (model.clone(), peer.try_clone().unwrap());
+                thread::spawn(move || {
+                    (0..sends).for_each(|_| send(&peer));
+                    model.look(0);
+                })
+            });
+            let (mut received, mut waits) = (0, false);
+            while !waits && received < 2 {
+                match model.receive(&ours, claim, ONE, 0) {
+                    Some(bytes) => {
+                        received += bytes;
+                        waits = received < 2 && model.park(claim, ONE, None, 0);
+                    }
+                    None => waits = true,
+                }
+            }
+            others.into_iter().for_each(|other| other.join().unwrap());
+            model.look(0);
+            assert_eq!(model.told(ONE), 1 + usize::from(waits));
+        });
+    }
+
+    #[test]
+    fn whoever_is_called_back_is_not_told() {
+        check(|| {
+            let model = Model::new(1);
+            let (ours, peer) = connection();
+            let claim = model.registry.claim(ours.as_raw_fd(), false).unwrap();
+            assert!(model.park(claim, ONE, None, 0));
+            // The first events: it can be written to.
+            model.look(0);
+            let seen = Some(model.registry.edges(claim, Direction::Out));
+            let sends = operation(TWO);
+            let parked = model.registry.park(claim, Direction::Out, sends, seen, 0).unwrap();
+            assert_eq!(parked, Parked::In(0));
+            let others = [0, 1].map(|sends| {
+                let (model, peer) = (model.clone(), peer.try_clone().unwrap());
+                thread::spawn(move || {
+                    (0..sends).for_each(|_| send(&peer));
+                    model.look(0);
+                })
+            });
+            let taken = claim.slot().take(Direction::In, operation(ONE));
+            others.into_iter().for_each(|other| other.join().unwrap());
+            model.look(0);
+            assert_eq!(model.told(ONE), usize::from(!taken));
+            assert_eq!(model.told(TWO), 1, "the other direction is ready, too");
+        });
+    }
+
+    #[test]
+    fn whoever_moves_to_another_lane_is_told_there() {
+        check(|| {
+            let model = Model::new(2);
+            let (ours, peer) = connection();
+            let claim = model.registry.claim(ours.as_raw_fd(), false).unwrap();
+            assert!(model.park(claim, TWO, None, 0));
+            send(&peer);
+            model.look(0);
+            assert_eq!(model.told(TWO), 1);
+            assert_eq!(model.receive(&ours, claim, TWO, 0), Some(1));
+            let others = [0, 1].map(|lane| {
+                let (model, peer) = (model.clone(), peer.try_clone().unwrap());
+                thread::spawn(move || {
+                    if lane == 0 {
+                        send(&peer);
+                    }
+                    model.look(lane);
+                })
+            });
+            let received = model.receive(&ours, claim, ONE, 1);
+            others.into_iter().for_each(|other| other.join().unwrap());
+            (0..2).for_each(|lane| model.look(lane));
+            assert_eq!(model.told(ONE), usize::from(received.is_none()));
+        });
+    }
+
+    #[test]
+    fn what_came_for_a_former_owner_is_nothing_to_the_next() {
+        check(|| {
+            let model = Model::new(1);
+            let (former, formers_peer) = connection();
+            let claim = model.registry.claim(former.as_raw_fd(), false).unwrap();
+            assert_eq!(model.receive(&former, claim, ONE, 0), None);
+            assert!(claim.slot().take(Direction::In, operation(ONE)));
+            send(&formers_peer);
+            let given = Arc::new(AtomicBool::new(false));
+            let other = {
+                let (model, given) = (model.clone(), given.clone());
+                thread::spawn(move || {
+                    let events = model.events(0);
+                    let late = given.load(Ordering::SeqCst);
+                    model.ready(0, &events);
+                    late
+                })
+            };
+            model.registry.release(claim);
+            let (ours, peer) = connection();
+            assert_eq!(model.registry.claim(ours.as_raw_fd(), false).unwrap(), claim);
+            assert_eq!(model.receive(&ours, claim, TWO, 0), None);
+            given.store(true, Ordering::SeqCst);
+            let late = other.join().unwrap();
+            assert!(!late || model.told(TWO) == 0, "a call in vain, though all was over before");
+            send(&peer);
+            model.look(0);
+            assert_eq!((model.told(ONE), model.told(TWO)), (0, 1));
+        });
+    }
+
+    #[test]
+    fn a_slot_is_given_away_when_its_owner_is_done_with_it() {
+        check(|| {
+            let model = Model::new(1);
+            let (former, _peer) = connection();
+            let formers = model.registry.claim(former.as_raw_fd(), false).unwrap();
+            assert_eq!(model.receive(&former, formers, ONE, 0), None);
+            assert!(formers.slot().take(Direction::In, operation(ONE)));
+            let owners = [ONE, TWO].map(|index| {
+                let model = model.clone();
+                thread::spawn(move || {
+                    let (ours, peer) = connection();
+                    let claim = model.registry.claim(ours.as_raw_fd(), false).unwrap();
+                    assert_eq!(model.receive(&ours, claim, index, 0), None);
+                    (claim, ours, peer)
+                })
+            });
+            model.registry.release(formers);
+            let owners = owners.map(|owner| owner.join().unwrap());
+            assert_ne!(owners[0].0, owners[1].0);
+            owners.iter().for_each(|(_, _, peer)| send(peer));
+            model.look(0);
+            assert_eq!((model.told(ONE), model.told(TWO)), (1, 1));
+        });
     }
 }

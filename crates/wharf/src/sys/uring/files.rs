@@ -12,7 +12,7 @@ use std::{
 
 use linux_raw_sys::io_uring as abi;
 
-use super::Ring;
+use super::{Ring, ring};
 use crate::sync::lock;
 
 /// What the driver knows of a handle's descriptor.
@@ -96,7 +96,9 @@ impl Files {
     pub(super) fn add(&self, ring: &Ring, file: i32) -> Option<u16> {
         let mut free = lock(&self.free);
         let free = free.get_or_insert_with(|| {
-            let size = Self::SIZES.into_iter().find(|&size| make_table(ring, size).is_ok());
+            let opcode = abi::io_uring_register_op::IORING_REGISTER_FILES2;
+            let made = |size: &u16| ring::make_table(ring.fd(), opcode, *size).is_ok();
+            let size = Self::SIZES.into_iter().find(made);
             (0..size.unwrap_or(0)).rev().collect()
         });
         let number = *free.last()?;
@@ -111,20 +113,6 @@ impl Files {
             Err(error) => log::warn!("a ring keeps a file open: {error}"),
         }
     }
-}
-
-fn make_table(ring: &Ring, size: u16) -> io::Result<()> {
-    let table = abi::io_uring_rsrc_register {
-        nr: u32::from(size),
-        flags: abi::IORING_RSRC_REGISTER_SPARSE,
-        resv2: 0,
-        data: 0,
-        tags: 0,
-    };
-    let opcode = abi::io_uring_register_op::IORING_REGISTER_FILES2 as u32;
-    let length = u32::try_from(size_of_val(&table)).unwrap_or(0);
-    // SAFETY: the structure is what this opcode asks for, and is read during the call.
-    unsafe { ring.register(opcode, (&raw const table).cast(), length) }
 }
 
 /// Puts a file under a number, or none (-1).

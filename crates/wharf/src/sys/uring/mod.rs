@@ -5,6 +5,7 @@
 //! threads at once, in any order, its last one included.
 
 pub(crate) mod probe;
+mod buffers;
 mod files;
 mod provided;
 mod ring;
@@ -19,8 +20,9 @@ use std::{
 
 use linux_raw_sys::io_uring as abi;
 
-use self::files::Files;
+use self::{buffers::Buffers, files::Files};
 pub(crate) use self::{
+    buffers::Piece,
     files::Registration,
     provided::Provided,
     ring::{Cqe, Ring, RingSize, Sqe, is_transient},
@@ -149,6 +151,8 @@ fn knows_poll_first(ring: &Ring) -> io::Result<bool> {
 /// One running slot of a port: a ring and the buffers its receives take.
 #[derive(Debug)]
 pub(crate) struct Lane {
+    /// Goes before the ring.
+    buffers: Buffers,
     ring: Ring,
     pool: Arc<Pool>,
     chunks: Chunks,
@@ -232,7 +236,8 @@ impl Lane {
         let datagrams = Pool::new(setup.datagram_pool_count, setup.datagram_pool_size, None)?;
         let (pool, datagrams) = (Arc::new(pool), Arc::new(datagrams));
         let files = Files::new(!setup.without_cooperative);
-        Ok(Self { ring, pool, chunks, datagrams, files, features })
+        let buffers = Buffers::new(&ring, !setup.without_cooperative);
+        Ok(Self { buffers, ring, pool, chunks, datagrams, files, features })
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {
@@ -438,8 +443,14 @@ impl Lane {
             },
             Request::Read { buffer, length, offset } => {
                 let (fd, flags) = self.file_of(op, handle);
+                let number = self.memory_of(op);
+                let opcode = match number {
+                    None => abi::io_uring_op::IORING_OP_READ,
+                    Some(_) => abi::io_uring_op::IORING_OP_READ_FIXED,
+                };
                 Sqe {
-                    opcode: abi::io_uring_op::IORING_OP_READ as u8,
+                    opcode: opcode as u8,
+                    buf_index: number.unwrap_or(0),
                     flags,
                     fd,
                     off: offset + op.bytes as u64,
@@ -612,6 +623,16 @@ impl Lane {
         (handle.fd(), 0)
     }
 
+    /// The number of the memory that a read reads into or a write writes from, if it has one.
+    #[inline]
+    fn memory_of(&self, op: &Operation) -> Option<u16> {
+        debug_assert!(matches!(op.request, Request::Read { .. } | Request::Write { .. }));
+        // SAFETY: a read or a write in flight has its buffer, whose piece this is (the contract of
+        // `Header`).
+        let piece = unsafe { op.system.piece.as_ref() };
+        piece.and_then(|piece| self.buffers.number_of(piece))
+    }
+
     /// What reads or writes at a position of a file.
     #[inline(never)]
     fn prepare_placed(&self, op: &Operation, handle: &Handle) -> Sqe {
@@ -634,7 +655,8 @@ impl Lane {
             Request::Write { buffer, length, offset } => {
                 // SAFETY: `bytes` never exceeds `length`.
                 let rest = unsafe { buffer.add(op.bytes) };
-                write(at(entry, op, offset), rest, length - op.bytes)
+                let entry = write(at(entry, op, offset), rest, length - op.bytes);
+                numbered(entry, abi::io_uring_op::IORING_OP_WRITE_FIXED, self.memory_of(op))
             }
             Request::WriteVectored { gather, offset } => {
                 let entry = at(entry, op, offset);
@@ -842,6 +864,14 @@ fn write(entry: Sqe, bytes: *const u8, length: usize) -> Sqe {
         addr: bytes as u64,
         len: clamp(length),
         ..entry
+    }
+}
+
+/// The same with memory that the ring knows by a number, if it does.
+fn numbered(entry: Sqe, opcode: abi::io_uring_op, number: Option<u16>) -> Sqe {
+    match number {
+        None => entry,
+        Some(buf_index) => Sqe { opcode: opcode as u8, buf_index, ..entry },
     }
 }
 

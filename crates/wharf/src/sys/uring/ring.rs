@@ -7,7 +7,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -491,11 +491,43 @@ impl Ring {
         count: u32,
     ) -> io::Result<()> {
         // SAFETY: the caller's promise.
-        let result = unsafe {
-            libc::syscall(libc::SYS_io_uring_register, self.fd.as_raw_fd(), opcode, argument, count)
-        };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        unsafe { register(self.fd.as_raw_fd(), opcode, argument, count) }
     }
+}
+
+/// Calls io_uring_register.
+///
+/// # Safety
+///
+/// As for [`Ring::register`].
+pub(super) unsafe fn register(
+    ring: RawFd,
+    opcode: u32,
+    argument: *const u8,
+    count: u32,
+) -> io::Result<()> {
+    // SAFETY: the caller's promise.
+    let result =
+        unsafe { libc::syscall(libc::SYS_io_uring_register, ring, opcode, argument, count) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Gives a ring a table of so many files or buffers, in which none is yet.
+pub(super) fn make_table(
+    ring: RawFd,
+    opcode: abi::io_uring_register_op,
+    size: u16,
+) -> io::Result<()> {
+    let table = abi::io_uring_rsrc_register {
+        nr: u32::from(size),
+        flags: abi::IORING_RSRC_REGISTER_SPARSE,
+        resv2: 0,
+        data: 0,
+        tags: 0,
+    };
+    let length = u32::try_from(size_of_val(&table)).unwrap_or(0);
+    // SAFETY: the structure is what both opcodes for tables ask for, and is read during the call.
+    unsafe { register(ring, opcode as u32, (&raw const table).cast(), length) }
 }
 
 fn too_old() -> io::Error {
