@@ -25,6 +25,9 @@ impl Repose {
         let may = all_idle();
         if !may {
             self.asleep.store(false, Ordering::SeqCst);
+            // What is seen of the alarm from here on is no older. (The order of all that is
+            // SeqCst says so, too; but loom knows only that of fences.)
+            fence(Ordering::SeqCst);
         }
         may
     }
