@@ -1,7 +1,6 @@
 //! Every state of an operation, met by everything that can happen to it: whatever it is, the
 //! operation gives one packet or is freed with its port, and each buffer and context goes once.
 
-#[cfg(windows)]
 use std::fs::File;
 use std::{
     io::{self, Write},
@@ -11,6 +10,8 @@ use std::{
     time::Duration,
 };
 
+#[cfg(unix)]
+use wharf::Transmit;
 use wharf::{Buf, Wait};
 
 use super::support::*;
@@ -23,6 +24,15 @@ enum Kind {
     Each,
     Send,
     Vectored,
+    /// A receive without room.
+    Readable,
+    /// A receive with a deadline that does not pass.
+    Timed,
+    /// A receive without a packet.
+    Silent,
+    /// A file; what Wine makes of one whose peer goes is said elsewhere.
+    #[cfg(unix)]
+    Transmit,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +52,7 @@ enum State {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Event {
+pub(super) enum Event {
     DropHandle,
     CloseHandle,
     DropPort,
@@ -54,8 +64,19 @@ enum Event {
     WorkerExits,
 }
 
-const KINDS: [Kind; 6] =
-    [Kind::Recv, Kind::RecvExact, Kind::Pooled, Kind::Each, Kind::Send, Kind::Vectored];
+const KINDS: &[Kind] = &[
+    Kind::Recv,
+    Kind::RecvExact,
+    Kind::Pooled,
+    Kind::Each,
+    Kind::Send,
+    Kind::Vectored,
+    Kind::Readable,
+    Kind::Timed,
+    Kind::Silent,
+    #[cfg(unix)]
+    Kind::Transmit,
+];
 const STATES: [State; 6] =
     [State::Idle, State::Queued, State::Submitted, State::Starved, State::Completed, State::Taken];
 
@@ -141,7 +162,8 @@ impl Kind {
     fn can_be(self, state: State) -> bool {
         match state {
             State::Starved => matches!(self, Self::Pooled | Self::Each),
-            _ => true,
+            State::Queued | State::Submitted => true,
+            _ => self != Self::Silent,
         }
     }
 
@@ -156,6 +178,20 @@ impl Kind {
             Self::Each => start.recv_each().is_ok(),
             Self::Send => start.send(data()).is_ok(),
             Self::Vectored => start.send_vectored(vec![data(), data(), data()]).is_ok(),
+            Self::Readable => start.recv(Vec::new()).is_ok(),
+            Self::Timed => start.deadline(PATIENCE * 2).recv(scene.size.vec()).is_ok(),
+            Self::Silent => start.silent().recv(scene.size.vec()).is_ok(),
+            #[cfg(unix)]
+            Self::Transmit => {
+                let folder = super::files::Folder::new();
+                let path = folder.path("file");
+                let file = File::create_new(&path).and_then(|file| {
+                    file.set_len(bytes as u64)?;
+                    File::open(&path)
+                });
+                let transmit = Transmit::new(file.expect("a file"));
+                start.transmit(transmit.head(data()).tail(data())).is_ok()
+            }
         };
         assert!(started, "{self:?} was refused");
     }
@@ -272,6 +308,7 @@ impl Scene {
             assert!(poll(port).is_none(), "{row}: a packet too many");
             let expected = match (state, event) {
                 (State::Idle, _) => None,
+                _ if kind == Kind::Silent => Some([0, 0]),
                 // The worker took its packet with it.
                 (State::Taken, Event::WorkerPanics | Event::WorkerExits) if kind != Kind::Each => {
                     Some([0, 0])
@@ -301,7 +338,7 @@ fn fresh() -> Port {
 
 /// All kinds in all states that they can be in.
 fn rows() -> impl Iterator<Item = (Link, Kind, State)> {
-    let kinds = LINKS.iter().flat_map(|link| KINDS.map(|kind| (*link, kind)));
+    let kinds = LINKS.iter().flat_map(|link| KINDS.iter().map(|kind| (*link, *kind)));
     let rows = kinds.flat_map(|(link, kind)| STATES.map(|state| (link, kind, state)));
     rows.filter(|(_, kind, state)| kind.can_be(*state))
 }

@@ -11,6 +11,7 @@ mod datagrams;
 mod descriptors;
 mod files;
 mod lifecycle;
+mod lifecycle_of_others;
 #[cfg(windows)]
 mod named_pipes;
 mod needs;
