@@ -157,8 +157,9 @@ loop), and a latency counts from when the message was due: a server that stalls 
 A message that must wait for the one before it on its own connection counts that wait too: give
 enough connections, or a larger --depth.
 
-When the time is over no new message is sent, and echoes that do not come within 5 seconds count
-as errors. The exit code is 1 if there was an error or a mismatch, or nothing was done.")]
+When the time is over no new message is sent, and echoes are waited for as long as bytes come;
+what is missing after 5 seconds without one counts as errors. The exit code is 1 if there was an
+error or a mismatch, or nothing was done.")]
 pub(crate) struct Load {
     /// The server
     #[arg(value_name = "TARGET", value_parser = address)]

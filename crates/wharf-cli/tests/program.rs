@@ -408,6 +408,30 @@ fn nobody_there_is_one() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let err = text(&output.stderr);
     assert!(err.contains(&addr) && err.contains("refused"), "{err}");
+    assert!(err.contains("start the server"), "{err}");
+}
+
+/// Would catch: a load that gives up on echoes that are on their way.
+#[test]
+fn an_echo_that_comes_slowly_is_waited_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let addr = listener.local_addr().expect("bound").to_string();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        let mut message = [0; 3];
+        stream.read_exact(&mut message).expect("a message");
+        // Together longer than the load waits for anything to come.
+        for byte in message {
+            thread::sleep(Duration::from_millis(2200));
+            stream.write_all(&[byte]).expect("it waits");
+        }
+    });
+    let arguments = ["--connections", "1", "--size", "3", "--seconds", "0.1", "--verify", "--json"];
+    let output = run(&[&["load", "tcp", &addr], &arguments[..]].concat());
+    server.join().expect("it waits");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let report = json(&output);
+    assert_eq!((&report["requests"], &report["errors"]), (&1.into(), &0.into()), "{report}");
 }
 
 #[test]

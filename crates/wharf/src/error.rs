@@ -105,6 +105,17 @@ impl Error {
         Self { code: Some(code), ..Self::of(kind_of(code), action) }
     }
 
+    /// A socket could not be bound to its address.
+    pub(crate) fn of_address(error: &io::Error, action: &'static str) -> Self {
+        let error = Self::from_io(error, action);
+        match error.kind {
+            ErrorKind::PermissionDenied => error.with_remedy(
+                "choose another port; on Linux, those below 1024 need CAP_NET_BIND_SERVICE",
+            ),
+            _ => error,
+        }
+    }
+
     /// From the status of a completion: a negative errno.
     pub(crate) fn from_status(status: i32, action: &'static str) -> Self {
         Self::from_io(&io::Error::from_raw_os_error(-status), action)
@@ -163,6 +174,7 @@ fn remedy(kind: ErrorKind) -> &'static str {
             "raise RLIMIT_NOFILE (ulimit -n), or serve fewer connections"
         }
         ErrorKind::AddressInUse => "choose another port, or end the program that has this one",
+        ErrorKind::ConnectionRefused => "start the server, or use the address of one that runs",
         ErrorKind::AddressNotAvailable => "use an address of this machine (ip addr lists them)",
         ErrorKind::IsADirectory => "give the name of a file",
         ErrorKind::UnexpectedEnd => "somebody has cut it, or less of it was to be had",
@@ -291,3 +303,23 @@ impl<T> fmt::Display for Refused<T> {
 }
 
 impl<T: fmt::Debug> std::error::Error for Refused<T> {}
+
+#[cfg(all(test, unix, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Would catch: an address that is refused, and nobody says what to do about it.
+    #[test]
+    fn an_address_that_cannot_be_had_comes_with_a_remedy() {
+        for (code, remedy) in [
+            (libc::EACCES, "CAP_NET_BIND_SERVICE"),
+            (libc::EADDRINUSE, "another port"),
+            (libc::EADDRNOTAVAIL, "ip addr"),
+            (libc::EMFILE, "ulimit -n"),
+        ] {
+            let error = Error::of_address(&io::Error::from_raw_os_error(code), "listen");
+            assert_eq!(error.raw_os_error(), Some(code));
+            assert!(error.to_string().contains(remedy), "{error}");
+        }
+    }
+}

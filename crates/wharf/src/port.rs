@@ -515,7 +515,7 @@ where
                     .map(Listener::from_shared)
                     .map_err(Error::from);
                 }
-                Err(error) => last = Error::from_io(&error, "listen"),
+                Err(error) => last = Error::of_address(&error, "listen"),
             }
         }
         Err(last)

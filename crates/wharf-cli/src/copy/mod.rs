@@ -71,7 +71,7 @@ struct Summary {
 /// Copies a file.
 pub(crate) fn run(options: &Copy) -> anyhow::Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
-    system::stop(stop.clone()).context("cannot handle signals")?;
+    system::stop(stop.clone()).map_err(wharf::Error::from).context("cannot handle signals")?;
     let begin = Instant::now();
     let source = &options.source;
     let destination = destination(source, &options.destination)?;

@@ -28,7 +28,7 @@ use crate::cli::Load;
 const CONNECTS_MAX: usize = 256;
 /// How long a connect may take.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-/// How long it waits for echoes when the time is over.
+/// How long it waits when the time is over and nothing at all comes.
 const ECHO_PATIENCE: Duration = Duration::from_secs(5);
 /// How many packets are taken at once.
 const BATCH: usize = 64;
@@ -243,6 +243,7 @@ impl<'a> Generator<'a> {
             self.begin_closed_loop(begin);
         }
         let mut packets = Vec::with_capacity(BATCH);
+        let patience = u64::try_from(ECHO_PATIENCE.as_nanos()).unwrap_or(u64::MAX);
         // When the last message was sent at the latest, or the last echo came.
         let mut done = begin;
         loop {
@@ -255,7 +256,6 @@ impl<'a> Generator<'a> {
                 if now >= end || cut_short {
                     self.stop();
                     done = now;
-                    let patience = u64::try_from(ECHO_PATIENCE.as_nanos()).unwrap_or(u64::MAX);
                     end = now.saturating_add(patience);
                 }
             }
@@ -273,17 +273,20 @@ impl<'a> Generator<'a> {
                 Wait::Broken(error) => return Err(error),
             }
             let now = self.now();
-            let before = self.tally.requests;
+            let before = (self.tally.requests, self.tally.bytes);
             for packet in packets.drain(..) {
                 self.handle(packet, now, schedule.as_ref());
             }
-            if self.tally.requests > before {
+            if self.stopping && self.tally.bytes > before.1 {
+                end = now.saturating_add(patience);
+            }
+            if self.tally.requests > before.0 {
                 done = now;
                 self.progress.requests.store(self.tally.requests, Ordering::Relaxed);
             }
         }
         let missing = self.pending;
-        self.tally.fail(missing, "no echo within 5 seconds after the end");
+        self.tally.fail(missing, "no echo, and nothing else for 5 seconds, after the end");
         self.tally.span = Duration::from_nanos(done - begin);
         Ok(())
     }

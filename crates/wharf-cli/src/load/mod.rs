@@ -95,7 +95,9 @@ pub(crate) fn run(options: &Load) -> anyhow::Result<bool> {
 /// The first signal ends the load early, with its result; the second ends the program.
 fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    system::stop_first(stop.clone()).context("cannot handle signals")?;
+    system::stop_first(stop.clone())
+        .map_err(wharf::Error::from)
+        .context("cannot handle signals")?;
     Ok(stop)
 }
 

@@ -41,7 +41,7 @@ use crate::{
 pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
     system::raise_descriptors();
     // Before anything says that we are ready: from then on a signal means a drain.
-    let ending = Ending::new().context("cannot handle signals")?;
+    let ending = Ending::new().map_err(wharf::Error::from).context("cannot handle signals")?;
 
     let site = options.files.as_ref().map(|folder| {
         Site::new(folder).with_context(|| format!("cannot serve {}", folder.display()))

@@ -118,7 +118,7 @@ where
                 .and_then(|socket| socket.bind(&SockAddr::from(address)).map(|()| socket));
             match bound {
                 Ok(socket) => return Ok(self.associate_udp(socket, key)?),
-                Err(error) => last = Error::from_io(&error, "bind"),
+                Err(error) => last = Error::of_address(&error, "bind"),
             }
         }
         Err(last)
@@ -147,7 +147,7 @@ where
                 sys::udp::bind_to_group(&socket, group, interface.index())?;
                 Ok(socket)
             })
-            .map_err(|error| Error::from_io(&error, "bind"))?;
+            .map_err(|error| Error::of_address(&error, "bind"))?;
         options::of_group(sys::udp::join(&socket, group.ip(), interface.index()))?;
         Ok(self.associate_udp(socket, key)?)
     }
