@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     Completion, Taking, Wait,
+    effort::Effort,
     port::{Entry, Setup, Shared, deadline, left},
     schedule::{Acquired, Hold, Parked, Schedule, Worker},
     watch::Watch,
@@ -21,7 +22,7 @@ use crate::{
     error::{Error, ErrorKind},
     stats::Stats,
     sync::lock,
-    sys::{Lane, Popped, is_transient, pool::Pool, thread_id},
+    sys::{Lane, Popped, is_transient, pool::Pool, processor_time, thread_id},
 };
 
 /// What is counted per lane, on cache lines of its own.
@@ -32,7 +33,8 @@ struct Counters {
     /// Moves whenever the holder takes a packet, or somebody enters the kernel for the lane. Not
     /// exact: it has no lock.
     progress: AtomicU64,
-    /// The watch found its holder busy for long: its completions may be taken by anyone.
+    /// Its holder has called for help, or the watch found it busy for long: its completions may be
+    /// taken by anyone.
     stuck: AtomicBool,
     /// A worker that waits elsewhere is woken when something can be taken here.
     attended: AtomicBool,
@@ -52,8 +54,12 @@ const BATCH: u32 = 128;
 /// The same while handlers block: should the next one do, what waits would wait with it.
 const ALERT_BATCH: u32 = 8;
 
-/// After so many packets in a row the watch is told that the worker gets on.
+/// After so many packets in a row the watch is told that the worker gets on, and what they cost is
+/// noted; where they are dear, after each.
 const SEEN_AFTER: u32 = 16;
+/// What has been started is not kept back for longer than this, nor what waits in a lane while
+/// another worker has nothing to do, if what packets cost can be foreseen.
+const PATIENCE: Duration = Duration::from_micros(100);
 
 /// Where workers wait, and what they have to take.
 #[derive(Debug)]
@@ -77,6 +83,10 @@ thread_local! {
     static SHARE: Cell<u32> = const { Cell::new(0) };
     /// How many packets this thread has taken since it entered the kernel.
     static PACKETS: Cell<u32> = const { Cell::new(0) };
+    /// How many it will have taken when it next looks at the time.
+    static LOOK: Cell<u32> = const { Cell::new(SEEN_AFTER - 1) };
+    /// What they cost.
+    static EFFORT: Cell<Effort> = const { Cell::new(Effort::NONE) };
 }
 
 static NEXT_WORKER: AtomicU64 = AtomicU64::new(1);
@@ -187,6 +197,10 @@ impl Shared {
 
     fn enters(&self, lane: usize) {
         PACKETS.with(|packets| packets.set(0));
+        let mut effort = EFFORT.with(Cell::get);
+        effort.pause();
+        EFFORT.with(|it| it.set(effort));
+        LOOK.with(|look| look.set(if effort.is_dear() { 0 } else { SEEN_AFTER - 1 }));
         self.gets_on(lane);
     }
 
@@ -336,8 +350,51 @@ impl Shared {
             self.submit(lane);
         }
         if self.dispatch.lanes[lane].ready() > 0 {
-            self.dispatch.counters[lane].stuck.store(true, Ordering::Relaxed);
-            self.release_newest();
+            self.call_for_help(lane);
+        }
+    }
+
+    /// Has another worker take what waits in a lane, if one has nothing to do.
+    fn call_for_help(&self, lane: usize) {
+        self.dispatch.counters[lane].stuck.store(true, Ordering::SeqCst);
+        if let Some(lane) = self.dispatch.schedule.call_for_help() {
+            self.wake(lane);
+        }
+    }
+
+    // ---- What packets cost ----------------------------------------------------------------
+
+    /// The worker has come by, or is about to enter the kernel: notes what its packets have cost.
+    fn note(&self, lane: usize, worker: &Worker) -> Effort {
+        let now = Instant::now();
+        self.dispatch.watch.gets_on(self, lane, now);
+        let mut effort = EFFORT.with(Cell::get);
+        effort.note(now, PACKETS.with(Cell::get), || processor_time(worker.thread));
+        EFFORT.with(|it| it.set(effort));
+        effort
+    }
+
+    /// The worker looks at the time. Where packets are dear, what it has started does not wait for
+    /// long, nor does what it would only come to after long, if another worker can.
+    #[inline(never)]
+    fn take_stock(&self, lane: usize, worker: &Worker) {
+        let mut effort = self.note(lane, worker);
+        let next = if effort.is_dear() { 0 } else { PACKETS.with(Cell::get) + SEEN_AFTER };
+        LOOK.with(|look| look.set(next));
+        if !effort.is_dear() {
+            return;
+        }
+        let ring = &self.dispatch.lanes[lane];
+        if ring.ready() > 0
+            && ring.unsubmitted() > 0
+            && effort.of(PACKETS.with(Cell::get)) >= PATIENCE
+        {
+            self.submit(lane);
+            effort = self.note(lane, worker);
+        }
+        let behind = ring.ready().saturating_sub(1);
+        if effort.of(behind) >= PATIENCE && self.dispatch.schedule.any_idle() {
+            self.call_for_help(lane);
         }
     }
 
@@ -375,11 +432,10 @@ impl Shared {
                 }
             }
             let batch = if self.dispatch.watch.alert() { ALERT_BATCH } else { BATCH };
-            let packets = PACKETS.with(Cell::get);
-            if packets % SEEN_AFTER == SEEN_AFTER - 1 {
-                self.dispatch.watch.gets_on(self, lane);
+            if PACKETS.with(Cell::get) >= LOOK.with(Cell::get) {
+                self.take_stock(lane, worker);
             }
-            if packets >= batch {
+            if PACKETS.with(Cell::get) >= batch {
                 self.submit(lane);
             }
             if self.take(lane, taking) || self.steal(lane, taking) {
@@ -477,10 +533,11 @@ impl Shared {
         false
     }
 
-    /// Takes a packet from the lane of another worker: one that has many, or is stuck. Who has
-    /// hardly anything of its own takes half of what waits, one after the other: otherwise two
-    /// workers whose operations are over as soon as they are submitted, one with many and one with
-    /// a few, would go on like that, and one of them would enter the kernel for each few.
+    /// Takes a packet from the lane of another worker: one that has many, has called for help or is
+    /// stuck. Who has hardly anything of its own takes half of what waits, one after the other:
+    /// otherwise two workers whose operations are over as soon as they are submitted, one with many
+    /// and one with a few, would go on like that, and one of them would enter the kernel for each
+    /// few.
     #[inline(never)]
     fn steal(&self, own: usize, taking: &mut Taking<'_>) -> bool {
         let count = self.dispatch.lanes.len();
@@ -488,21 +545,33 @@ impl Shared {
             return false;
         }
         let share = SHARE.with(Cell::take);
-        let busy = match self.dispatch.lanes[own].unsubmitted() {
+        let mut busy = match self.dispatch.lanes[own].unsubmitted() {
             0 => 0,
             _ => PACKETS.with(Cell::get),
         };
         for victim in (1..count).map(|distance| (own + distance) % count) {
             let ready = self.dispatch.lanes[victim].ready();
-            if share == 0 && ready < busy * HARDLY_BUSY {
-                continue;
-            }
+            let called = &self.dispatch.counters[victim].stuck;
             if ready == 0 {
-                self.dispatch.counters[victim].stuck.store(false, Ordering::Relaxed);
+                if called.load(Ordering::Relaxed) {
+                    called.store(false, Ordering::Relaxed);
+                    fence(Ordering::SeqCst);
+                    if self.dispatch.lanes[victim].ready() > 0 {
+                        // Its holder may have called just now.
+                        called.store(true, Ordering::Relaxed);
+                    }
+                }
                 continue;
             }
-            let stuck = self.dispatch.counters[victim].stuck.load(Ordering::Relaxed)
-                || self.dispatch.schedule.is_free(victim);
+            let called = called.load(Ordering::Relaxed);
+            if called && busy > 0 {
+                // What this worker has started would wait for as long as what it takes there does.
+                self.submit(own);
+                busy = 0;
+            } else if share == 0 && ready < busy * HARDLY_BUSY {
+                continue;
+            }
+            let stuck = called || self.dispatch.schedule.is_free(victim);
             // While handlers block, whose lane it is says little about who will come for it.
             if !stuck && ready < STEAL_FROM && !self.dispatch.watch.alert() {
                 continue;
@@ -590,7 +659,7 @@ impl Shared {
         deadline: Option<Instant>,
     ) -> Result<(), Error> {
         self.evict(lane, worker);
-        self.dispatch.watch.gets_on(self, lane);
+        self.note(lane, worker);
         let attention = self.attend(lane);
         self.dispatch.lanes[lane].pools().into_iter().for_each(Pool::resume_free);
         // Without a parked worker to keep watch, the idle ones do, now and then.
@@ -625,7 +694,7 @@ impl Shared {
             // They have done their work, and must not look like packets that wait.
             self.dispatch.lanes[lane].clear_wakes();
             self.dispatch.watch.rouse(self);
-            self.dispatch.watch.gets_on(self, lane);
+            self.note(lane, worker);
         }
         if watching {
             self.dispatch.watch.was_busy();

@@ -57,6 +57,7 @@ cfg_select! {
     _ => {
         /// What posts a packet when something happens.
         pub(crate) use self::handle::Handle as Notifier;
+        mod effort;
         mod lanes;
         mod repose;
         pub(crate) mod schedule;

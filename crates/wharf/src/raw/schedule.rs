@@ -246,6 +246,8 @@ pub(crate) struct Schedule {
     /// How many lanes are free.
     free: AtomicUsize,
     closed: AtomicBool,
+    /// Somebody has called for help since a worker that was about to wait last looked.
+    called: AtomicBool,
     hand_overs: AtomicU64,
 }
 
@@ -270,6 +272,7 @@ impl Schedule {
             parked: AtomicUsize::new(0),
             free: AtomicUsize::new(lanes),
             closed: AtomicBool::new(false),
+            called: AtomicBool::new(false),
             hand_overs: AtomicU64::new(0),
         }
     }
@@ -486,7 +489,7 @@ impl Schedule {
         if self.swap(lane, Hold::Running(worker), Hold::Idle(worker)) {
             // Who queues work after this look finds the lane idle, and wakes it.
             fence(Ordering::SeqCst);
-            if !work_waits() && !self.closed() {
+            if !work_waits() && !self.is_called() && !self.closed() {
                 place.asleep.store(true, Ordering::Relaxed);
                 wait();
                 place.asleep.store(false, Ordering::Relaxed);
@@ -527,6 +530,18 @@ impl Schedule {
                 return Some(lane);
             }
         }
+    }
+
+    /// Work waits in a lane whose holder will not come for it soon, and that others may take. As
+    /// `release_newest`, but a worker that runs and is about to wait looks for work once more.
+    pub(crate) fn call_for_help(&self) -> Option<usize> {
+        self.called.store(true, Ordering::SeqCst);
+        self.release_newest()
+    }
+
+    /// Whether somebody has called for help: the worker that asks is to look for work again.
+    fn is_called(&self) -> bool {
+        self.called.load(Ordering::SeqCst) && self.called.swap(false, Ordering::SeqCst)
     }
 
     // ---- Giving a lane up -----------------------------------------------------------------
@@ -666,6 +681,8 @@ mod model {
         wakes: Vec<(Mutex<usize>, Condvar)>,
         queue: Mutex<usize>,
         queued: AtomicUsize,
+        /// Packets in a lane whose holder will not come for them.
+        left: Mutex<usize>,
         taken: AtomicUsize,
     }
 
@@ -676,6 +693,7 @@ mod model {
                 wakes: (0..lanes).map(|_| (Mutex::new(0), Condvar::new())).collect(),
                 queue: Mutex::new(0),
                 queued: AtomicUsize::new(0),
+                left: Mutex::new(0),
                 taken: AtomicUsize::new(0),
             })
         }
@@ -708,7 +726,8 @@ mod model {
             *self.wakes[lane].0.lock().unwrap() = 0;
             let mut queue = self.queue.lock().unwrap();
             if *queue == 0 {
-                return false;
+                drop(queue);
+                return self.steal();
             }
             *queue -= 1;
             self.queued.store(*queue, Ordering::SeqCst);
@@ -717,6 +736,13 @@ mod model {
             assert!(running <= self.wakes.len(), "more run than may");
             self.taken.fetch_add(1, Ordering::SeqCst);
             true
+        }
+
+        fn steal(&self) -> bool {
+            let mut left = self.left.lock().unwrap();
+            let some = *left > 0;
+            *left -= usize::from(some);
+            some
         }
 
         fn close(&self) {
@@ -809,6 +835,22 @@ mod model {
             one.join().unwrap();
             two.join().unwrap();
             assert_eq!(model.taken.load(Ordering::SeqCst), 2);
+        });
+    }
+
+    #[test]
+    fn a_call_for_help_reaches_a_worker_that_is_about_to_wait() {
+        check(|| {
+            let model = Model::new(2);
+            let busy = Worker::new(1, 0);
+            assert_eq!(model.schedule.acquire(&busy, true), Acquired::Lane(0));
+            let idle = worker(&model, 2, 1);
+            *model.left.lock().unwrap() += 1;
+            if let Some(lane) = model.schedule.call_for_help() {
+                model.wake(lane);
+            }
+            // It does not come by until the other worker has taken what it left.
+            idle.join().unwrap();
         });
     }
 

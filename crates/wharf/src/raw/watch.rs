@@ -233,11 +233,11 @@ impl Watch {
     /// A lane's holder gets on: it comes back from the kernel or is about to enter it, or has taken
     /// some packets. Where all who run do, the next look is put off.
     #[inline]
-    pub(crate) fn gets_on(&self, port: &Shared, lane: usize) {
+    pub(crate) fn gets_on(&self, port: &Shared, lane: usize, now: Instant) {
         if let Some(alarm) = &self.alarm
             && let Some(due) = alarm.due()
         {
-            let now = alarm.now();
+            let now = alarm.at(now);
             self.seen[lane].0.store(now, Ordering::Relaxed);
             let submits = port.lanes().get(lane).map_or(0, Lane::unsubmitted);
             let ahead = u64::from(submits) * nanos(SUBMISSION);

@@ -566,6 +566,63 @@ fn a_declared_block_does_not_hold_up_others_without_the_watch() {
     });
 }
 
+/// Would catch: packets that wait behind others, whose handlers compute for long, while another
+/// worker has nothing to do. They are too few for that one to take them of itself, and nobody
+/// watches: the worker that has them must have found out what they cost, and call.
+#[test]
+fn what_waits_behind_long_handlers_is_taken_by_another_worker() {
+    if not_shown_by_wine(
+        "what_waits_behind_long_handlers_is_taken_by_another_worker",
+        "Wine does not keep the concurrency value",
+    ) {
+        return;
+    }
+    run(|| {
+        const CONNECTIONS: usize = 3;
+        let port = unwatched(2);
+        let (streams, peers): (Vec<_>, Vec<_>) = (0..CONNECTIONS).map(|_| pair(&port)).unzip();
+        // Who has taken a packet of this round, as bits.
+        let takers = Arc::new(AtomicUsize::new(0));
+        let (sender, taken) = mpsc::channel();
+        let threads = {
+            let takers = takers.clone();
+            in_order(&port, 2, move |number, packet| {
+                match packet.op {
+                    Op::Posted(_) => {
+                        takers.store(0, Ordering::SeqCst);
+                        // All are over as soon as this worker submits them.
+                        for (stream, mut peer) in streams.iter().zip(&peers) {
+                            peer.write_all(b"x").unwrap();
+                            stream.recv(Buf::pooled()).unwrap();
+                        }
+                    }
+                    Op::Recv { .. } => {
+                        takers.fetch_or(1 << number, Ordering::SeqCst);
+                        let end = Instant::now() + Duration::from_millis(1);
+                        while takers.load(Ordering::SeqCst) != 0b11 && Instant::now() < end {
+                            std::hint::spin_loop();
+                        }
+                        sender.send(()).unwrap();
+                    }
+                    other => panic!("{other:?}"),
+                }
+                true
+            })
+        };
+        until("another worker helps", || {
+            until("both wait", || port.stats().waiting == 2);
+            port.post(Token::from(1)).unwrap();
+            (0..CONNECTIONS).for_each(|_| receive(&taken));
+            takers.load(Ordering::SeqCst) == 0b11
+        });
+        // Where the kernel has one queue, nothing is stolen.
+        assert!(cfg!(windows) || port.stats().stolen > 0);
+        assert_eq!(port.stats().blocks_noticed, 0);
+        port.close();
+        threads.into_iter().for_each(join);
+    });
+}
+
 /// Would catch: a cancelled operation whose packet never comes because the worker that started it
 /// is blocked: a cancellation is asked for from any thread, and its packet goes to any worker.
 #[test]

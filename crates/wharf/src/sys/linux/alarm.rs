@@ -53,7 +53,13 @@ impl Alarm {
 
     /// The time by its clock, in nanoseconds.
     pub(crate) fn now(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        self.at(Instant::now())
+    }
+
+    /// What its clock shows at that time.
+    pub(crate) fn at(&self, time: Instant) -> u64 {
+        let since = time.saturating_duration_since(self.epoch);
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// When it goes off. None: it is not set, or nobody would hear it.
