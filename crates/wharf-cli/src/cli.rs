@@ -158,8 +158,9 @@ A message that must wait for the one before it on its own connection counts that
 enough connections, or a larger --depth.
 
 When the time is over no new message is sent, and echoes are waited for as long as bytes come;
-what is missing after 5 seconds without one counts as errors. The exit code is 1 if there was an
-error or a mismatch, or nothing was done.")]
+what is missing after --patience seconds without one counts as errors. (Many large messages can
+use up the memory that the system has for TCP, which then stalls for many seconds.) The exit code
+is 1 if there was an error or a mismatch, or nothing was done.")]
 pub(crate) struct Load {
     /// The server
     #[arg(value_name = "TARGET", value_parser = address)]
@@ -180,6 +181,10 @@ pub(crate) struct Load {
     /// For how long
     #[arg(long, value_name = "S", default_value = "10", value_parser = seconds_to_run)]
     pub(crate) seconds: Duration,
+
+    /// How long nothing at all may come, when the time is over, before what is missing is an error
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
+    pub(crate) patience: Duration,
 
     /// Messages per second, over all connections [default: as many as the server answers]
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]

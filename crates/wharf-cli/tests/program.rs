@@ -422,12 +422,13 @@ fn an_echo_that_comes_slowly_is_waited_for() {
         stream.read_exact(&mut message).expect("a message");
         // Together longer than the load waits for anything to come.
         for byte in message {
-            thread::sleep(Duration::from_millis(2200));
+            thread::sleep(Duration::from_millis(1500));
             stream.write_all(&[byte]).expect("it waits");
         }
     });
-    let arguments = ["--connections", "1", "--size", "3", "--seconds", "0.1", "--verify", "--json"];
-    let output = run(&[&["load", "tcp", &addr], &arguments[..]].concat());
+    let options = "--connections 1 --size 3 --seconds 0.1 --patience 3 --verify --json";
+    let arguments: Vec<_> = ["load", "tcp", &addr].into_iter().chain(options.split(' ')).collect();
+    let output = run(&arguments);
     server.join().expect("it waits");
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let report = json(&output);
@@ -448,6 +449,17 @@ fn a_server_that_goes_away_is_an_error() {
     server.join().expect("three connections");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(text(&output.stderr).contains("3 errors"), "{output:?}");
+}
+
+#[test]
+fn patience_has_an_end() {
+    let server = Server::start(&["--service", "discard"]);
+    let addr = server.addr.to_string();
+    let arguments = ["--connections", "2", "--seconds", "0.1", "--patience", "0.1"];
+    let output = run(&[&["load", "tcp", &addr], &arguments[..]].concat());
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let err = text(&output.stderr);
+    assert!(err.contains("2 errors") && err.contains("--patience"), "{err}");
 }
 
 #[test]

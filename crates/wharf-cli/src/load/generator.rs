@@ -28,8 +28,6 @@ use crate::cli::Load;
 const CONNECTS_MAX: usize = 256;
 /// How long a connect may take.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-/// How long it waits when the time is over and nothing at all comes.
-const ECHO_PATIENCE: Duration = Duration::from_secs(5);
 /// How many packets are taken at once.
 const BATCH: usize = 64;
 /// The longest wait: after it, it looks whether it has been told to stop.
@@ -243,7 +241,7 @@ impl<'a> Generator<'a> {
             self.begin_closed_loop(begin);
         }
         let mut packets = Vec::with_capacity(BATCH);
-        let patience = u64::try_from(ECHO_PATIENCE.as_nanos()).unwrap_or(u64::MAX);
+        let patience = u64::try_from(self.options.patience.as_nanos()).unwrap_or(u64::MAX);
         // When the last message was sent at the latest, or the last echo came.
         let mut done = begin;
         loop {
@@ -286,7 +284,7 @@ impl<'a> Generator<'a> {
             }
         }
         let missing = self.pending;
-        self.tally.fail(missing, "no echo, and nothing else for 5 seconds, after the end");
+        self.tally.fail(missing, "no echo, and nothing else for --patience seconds, after the end");
         self.tally.span = Duration::from_nanos(done - begin);
         Ok(())
     }
