@@ -554,6 +554,7 @@ fn registered_memory_is_written_to_files() {
         let path = folder.file("file", b"begin ");
         let port = port(1);
         let file = open(&port, &path);
+        let log = for_appends(&port, &path, &file);
         let regions = [Region::new(3, 4000).unwrap(), Region::aligned(2, 9000, 4096).unwrap()];
         let mut expected = b"begin ".to_vec();
         for round in 0..40_usize {
@@ -562,7 +563,7 @@ fn registered_memory_is_written_to_files() {
                 let length = (round * 997 + count * 1709) % (slice.capacity() + 1);
                 slice.copy_from(&pattern(expected.len(), length)).unwrap();
                 expected.extend(&slice[..]);
-                file.append(slice).unwrap();
+                log.append(slice).unwrap();
                 count += 1;
             }
             for _ in 0..count {
