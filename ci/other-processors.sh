@@ -2,9 +2,14 @@
 # The library's tests on other processors under qemu's user emulation: s390x, which is big-endian,
 # and aarch64. It has no io_uring, so it is the driver on epoll that runs there. And whether wharf
 # compiles for i686, on which nothing is run. As root on Debian, installs what it needs. Arguments
-# choose among the three.
+# choose among the three; .ci/run takes s390x.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# What the tests say, for the summary of all that ran.
+log=target/other-processors/log
+mkdir -p "$(dirname "$log")"
+: >"$log"
 
 (($#)) || set -- s390x aarch64 i686
 packages=(rustc-web rust-web-src)
@@ -34,9 +39,6 @@ fi
 export RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1
 # Emulation is slow enough as it is.
 export CARGO_PROFILE_TEST_OPT_LEVEL=1 CARGO_PROFILE_TEST_DEBUG=line-tables-only
-log=target/other-processors/log
-mkdir -p "$(dirname "$log")"
-: >"$log"
 
 tests() {
     local processor=$1 target=$1-unknown-linux-gnu
