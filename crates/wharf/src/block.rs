@@ -48,6 +48,9 @@ pub(crate) enum Payload {
     /// A receive for which only the pool's buffers will do, again and again.
     RecvEach,
     Send(Buf),
+    /// A send, and then a receive into the same buffer, as for `Recv`, or into one of the pool if
+    /// it cannot be written to or was one.
+    Exchange(Buf, Option<usize>),
     SendVectored(Box<Vectored>),
     Accept {
         repeat: bool,
@@ -406,6 +409,11 @@ impl<K, M> HandleShared<K, M> {
                 let request = Request::Send { buffer: buf.as_ptr(), length: buf.len() };
                 fields.operation.prepare(request, deadline, silent);
             }
+            Payload::Exchange(buf, exact) => {
+                let request = Request::Send { buffer: buf.as_ptr(), length: buf.len() };
+                fields.operation.prepare(request, deadline, silent);
+                fields.operation.second = Some(receive_next(buf, *exact)?);
+            }
             Payload::Read(buf, offset) if !buf.wants_pool() => {
                 let (buffer, length) = writable("read", buf)?;
                 let length = some("read", length)?;
@@ -515,6 +523,25 @@ impl<K, M> Block<K, M> {
         drop(unsafe { Box::from_raw(block.cast::<Self>()) });
     }
 
+    /// Lets go of what an operation has sent that is about to receive, if that came from the pool:
+    /// while it waits, it holds no buffer. Other buffers stay for the packet, because dropping them
+    /// may run code of the user's, or because they are received into.
+    ///
+    /// # Safety
+    ///
+    /// It is the header of a block in flight, whose handle's lock is held, and nothing of it is
+    /// outstanding.
+    pub(crate) unsafe fn has_sent(operation: *mut Operation) {
+        // SAFETY: the caller's promise; only the payload is touched, which nobody else does while
+        // the lock is held.
+        let payload = unsafe { &mut (*operation.cast::<Self>()).payload };
+        if let Payload::Exchange(buf, _) = payload
+            && buf.is_of_pool()
+        {
+            *buf = Buf::pooled();
+        }
+    }
+
     /// Puts into an idle block what its next operation works with.
     #[inline]
     fn fill(&mut self, payload: Payload, context: Option<M>) -> OpId {
@@ -554,7 +581,10 @@ impl Payload {
     fn is_empty(&self) -> bool {
         match self {
             Self::Idle | Self::Posted => true,
-            Self::Recv(buf, _) | Self::Send(buf) | Self::Read(buf, _) => buf.wants_pool(),
+            Self::Recv(buf, _)
+            | Self::Send(buf)
+            | Self::Exchange(buf, _)
+            | Self::Read(buf, _) => buf.wants_pool(),
             _ => false,
         }
     }
@@ -576,6 +606,7 @@ impl Payload {
             Self::Notified(_) => "notify",
             Self::Recv(..) | Self::RecvEach | Self::RecvMessage(..) => "recv",
             Self::Send(_) | Self::SendVectored(_) | Self::SendMessage(..) => "send",
+            Self::Exchange(..) => "exchange",
             Self::Accept { .. } | Self::AcceptFirst(_) => "accept",
             Self::Connect(_) => "connect",
             #[cfg(windows)]
@@ -676,19 +707,7 @@ impl Payload {
             Self::Idle | Self::Posted => return Err(Error::of(ErrorKind::InvalidInput, "start")),
             #[cfg(target_os = "linux")]
             Self::Notified(_) => Request::Readable,
-            Self::Recv(buf, exact) => {
-                let (buffer, room) = writable("recv", buf)?;
-                match exact {
-                    // No room: the zero-byte receive.
-                    None if room == 0 => Request::Readable,
-                    None => Request::Receive { buffer, length: room, exact: false },
-                    Some(length) if *length > room || *length == 0 => {
-                        return Err(Error::of(ErrorKind::InvalidInput, "recv_exact")
-                            .with_remedy("ask for at least one byte, and for no more than fit"));
-                    }
-                    Some(length) => Request::Receive { buffer, length: *length, exact: true },
-                }
-            }
+            Self::Recv(buf, exact) => receive_into("recv", buf, *exact)?,
             Self::RecvEach => Request::ReceivePooled { repeat: true },
             Self::SendVectored(vectored) => Request::SendVectored { gather: vectored.gather()? },
             Self::Accept { repeat } => Request::Accept { repeat: *repeat },
@@ -724,7 +743,9 @@ impl Payload {
             Self::Read(buf, offset) if buf.wants_pool() => {
                 Request::ReadPooled { offset: range("read", *offset, 1 << 30)? }
             }
-            Self::Send(_) | Self::Read(..) => unreachable!("made in place"),
+            Self::Send(_) | Self::Exchange(..) | Self::Read(..) => {
+                unreachable!("made in place")
+            }
             Self::ReadVectored(vectored, offset) => {
                 let (scatter, length) = vectored.scatter()?;
                 some("read", length)?;
@@ -750,6 +771,38 @@ impl Payload {
             Self::Udp(_) => unreachable!("it needs its block's datagram"),
         })
     }
+}
+
+/// The request that receives into a buffer of its own: some bytes, or exactly so many.
+fn receive_into(
+    action: &'static str,
+    buf: &mut Buf,
+    exact: Option<usize>,
+) -> Result<Request, Error> {
+    let (buffer, room) = writable(action, buf)?;
+    Ok(match exact {
+        // No room: the zero-byte receive.
+        None if room == 0 => Request::Readable,
+        None => Request::Receive { buffer, length: room, exact: false },
+        Some(length) if length > room || length == 0 => {
+            return Err(Error::of(ErrorKind::InvalidInput, action)
+                .with_remedy("ask for at least one byte, and for no more than fit"));
+        }
+        Some(length) => Request::Receive { buffer, length, exact: true },
+    })
+}
+
+/// What follows when a buffer has been sent: a receive into it, or into one of the pool.
+#[inline]
+fn receive_next(buf: &mut Buf, exact: Option<usize>) -> Result<Request, Error> {
+    if exact.is_none() && (buf.is_of_pool() || buf.room().is_none()) {
+        return Ok(Request::ReceivePooled { repeat: false });
+    }
+    if buf.is_of_pool() {
+        return Err(Error::of(ErrorKind::InvalidInput, "exchange")
+            .with_remedy("only into a buffer of its own can exactly so many bytes be received"));
+    }
+    receive_into("exchange", buf, exact)
 }
 
 pub(crate) fn writable(action: &'static str, buf: &mut Buf) -> Result<(*mut u8, usize), Error> {

@@ -177,6 +177,11 @@ impl Buf {
         matches!(self.0, Kind::Pool)
     }
 
+    /// Whether it is a buffer of a pool.
+    pub(crate) fn is_of_pool(&self) -> bool {
+        matches!(self.0, Kind::Pooled(_))
+    }
+
     /// Where a receive may write, and how much. None: it cannot.
     pub(crate) fn room(&mut self) -> Option<(*mut u8, usize)> {
         match &mut self.0 {

@@ -88,7 +88,7 @@ pub use crate::{
     raw::Wait,
     start::Start,
     stats::Stats,
-    tcp::{Incoming, Listener, Now, Stream},
+    tcp::{Incoming, Listener, Now, Pending, Stream},
     transmit::Transmit,
     udp::{Datagrams, Ecn, Envelope, IcmpError, Interface, Received, UdpSocket},
     workers::Workers,

@@ -170,8 +170,13 @@ impl Builder {
     {
         let raw = self.build_raw()?;
         // SAFETY: only blocks of this port are kept in it, idle ones, which hold nothing of the
-        // user's.
-        unsafe { raw.shared().free_with(Block::<K, M>::free) };
+        // user's; and only blocks are started on its handles.
+        unsafe {
+            raw.shared().set_owner(raw::port::Owner {
+                free: Block::<K, M>::free,
+                has_sent: Block::<K, M>::has_sent,
+            });
+        }
         let shared = Arc::new(PortShared {
             raw,
             handles: Mutex::new(Slab::new()),
@@ -861,8 +866,9 @@ impl<K, M> PortShared<K, M> {
         };
         let context = fields.context.take();
         let (result, turn) = ended(completion, &fields.payload, &handle);
+        let has_sent = fields.operation.is_second();
         match &mut fields.payload {
-            Payload::Recv(buf, _) => {
+            Payload::Recv(buf, _) | Payload::Exchange(buf, _) if has_sent => {
                 // SAFETY: this is the operation's last completion, which says what was written.
                 let buf = unsafe { filled(buf, completion) };
                 // SAFETY: the block is ours, and was taken from this port.
@@ -878,7 +884,7 @@ impl<K, M> PortShared<K, M> {
                 let op = Op::Read { file: File::from_shared(handle), buf };
                 Wait::Packet(Packet { op, result, bytes, context, more, turn })
             }
-            Payload::Send(buf) => {
+            Payload::Send(buf) | Payload::Exchange(buf, _) => {
                 let buf = std::mem::take(buf);
                 // SAFETY: as above.
                 unsafe { self.put_block(block) };
@@ -1006,7 +1012,7 @@ fn packet_of<K, M>(
         #[cfg(target_os = "linux")]
         Payload::Notified(_) => unreachable!("never a handle of the port's"),
         Payload::Idle | Payload::Posted => unreachable!("never started on a handle"),
-        Payload::Recv(..) | Payload::Read(..) | Payload::Send(_) => {
+        Payload::Recv(..) | Payload::Read(..) | Payload::Send(_) | Payload::Exchange(..) => {
             unreachable!("made in place")
         }
     };

@@ -93,10 +93,23 @@ pub(crate) fn streams(kind: Kind) -> Result<()> {
 fn refused(refused: Refused<Payload>) -> Refused<Buf> {
     let Refused { error, value } = refused;
     let value = match value {
-        Payload::Recv(buf, _) | Payload::Send(buf) | Payload::AcceptFirst(buf) => buf,
+        Payload::Recv(buf, _)
+        | Payload::Send(buf)
+        | Payload::Exchange(buf, _)
+        | Payload::AcceptFirst(buf) => buf,
         _ => Buf::default(),
     };
     Refused { error, value }
+}
+
+/// What is in flight on a connection: started, and no packet on its way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Pending {
+    /// Receives, those of exchanges included that have sent.
+    pub receives: usize,
+    /// Sends, exchanges that have not sent all, and what else has its place in their order.
+    pub sends: usize,
 }
 
 /// What became of an operation that was to be done at once if possible.
@@ -200,6 +213,26 @@ impl<K, M> Start<'_, Stream<K, M>, M> {
     /// As there.
     pub fn send(self, buf: impl Into<Buf>) -> Result<OpId, Refused<Buf>> {
         self.handle.shared.launch(Payload::Send(buf.into()), self.extras).map_err(refused)
+    }
+
+    /// See [`Stream::exchange`]. A deadline counts for the send, and anew for the receive.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn exchange(self, buf: impl Into<Buf>) -> Result<OpId, Refused<Buf>> {
+        let payload = Payload::Exchange(buf.into(), None);
+        self.handle.shared.launch(payload, self.extras).map_err(refused)
+    }
+
+    /// See [`Stream::exchange_exact`]. A deadline counts for the send, and anew for the receive.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn exchange_exact(self, buf: impl Into<Buf>, bytes: usize) -> Result<OpId, Refused<Buf>> {
+        let payload = Payload::Exchange(buf.into(), Some(bytes));
+        self.handle.shared.launch(payload, self.extras).map_err(refused)
     }
 
     /// See [`Stream::send_vectored`].
@@ -335,6 +368,44 @@ impl<K, M> Stream<K, M> {
     #[doc(alias = "WSASend")]
     pub fn send(&self, buf: impl Into<Buf>) -> Result<(), Refused<Buf>> {
         self.start().send(buf).map(drop)
+    }
+
+    /// Sends all bytes of a buffer, and then receives, as one operation: an answer and the next
+    /// request of a server, a request and its answer of a client. There is one packet where a send
+    /// and a receive would have two: an [`Op::Recv`](crate::Op::Recv) once something has been
+    /// received; or, if sending fails, an [`Op::Send`](crate::Op::Send) with the error, and nothing
+    /// is received.
+    ///
+    /// The buffer is received into, in its whole capacity, as by [`Self::recv`]. One of the pool
+    /// goes back to it when it has been sent, and another is taken when data is there; so it is
+    /// for one that cannot be written to (`Bytes`, static), which is dropped with the packet's
+    /// making.
+    ///
+    /// The receive takes its place in the order of receives when the sending is over, not when this
+    /// is called.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::send`].
+    #[doc(alias = "TransactNamedPipe")]
+    pub fn exchange(&self, buf: impl Into<Buf>) -> Result<(), Refused<Buf>> {
+        self.start().exchange(buf).map(drop)
+    }
+
+    /// The same, to receive exactly so many bytes into the buffer that was sent.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::send`]; and `InvalidInput` for no byte or more than fit, and for a buffer of
+    /// the pool or one that cannot be written to.
+    pub fn exchange_exact(&self, buf: impl Into<Buf>, bytes: usize) -> Result<(), Refused<Buf>> {
+        self.start().exchange_exact(buf, bytes).map(drop)
+    }
+
+    /// What is in flight on this connection.
+    pub fn pending(&self) -> Pending {
+        let [receives, sends] = self.shared.raw.pending();
+        Pending { receives, sends }
     }
 
     /// Sends all bytes of several buffers, at most 1,024, in order, as one operation with one

@@ -1,7 +1,7 @@
 //! The services: what is done with a packet.
 //!
-//! A connection has one operation in flight at a time: a receive, then a send of what came, then
-//! the next receive. So a peer that does not read makes the server hold one buffer and read no
+//! A connection has one operation in flight at a time: a receive, then an exchange, which sends what
+//! came and is the next receive. So a peer that does not read makes the server hold one buffer and read no
 //! more from it, and what is known about a connection is written by one worker at a time, without
 //! locks or counters that workers share.
 
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use wharf::{Buf, Driver, Incoming, Listener, Now, Op, Packet, Result, Stream};
+use wharf::{Buf, Incoming, Listener, Op, Packet, Result, Stream};
 
 use super::{
     datagram::{self, Counters},
@@ -80,16 +80,21 @@ impl Connection {
     }
 
     /// Whether something that was received has not been sent yet, or not answered.
-    pub(super) fn owes(&self) -> bool {
-        if let Some(exchange) = &self.exchange {
-            return exchange.owes();
+    pub(super) fn owes(&self, stream: &Stream<Key>) -> bool {
+        match &self.exchange {
+            Some(exchange) => exchange.owes(),
+            None => stream.pending().sends > 0,
         }
-        self.sent.load(Ordering::Relaxed) != self.received.load(Ordering::Relaxed)
     }
 
     /// Whether it holds a buffer of the pool.
-    pub(super) fn holds_buffer(&self) -> bool {
-        self.owes() && !self.moved.load(Ordering::Relaxed)
+    pub(super) fn holds_buffer(&self, stream: &Stream<Key>) -> bool {
+        self.owes(stream) && !self.moved.load(Ordering::Relaxed)
+    }
+
+    /// Everything that was received has been sent.
+    pub(super) fn has_sent_all(&self) {
+        self.sent.store(self.received.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// Whether nothing has moved since this was last asked. For the supervisor alone.
@@ -247,8 +252,6 @@ pub(super) struct Server {
     /// Instead of the service.
     files: Option<Files>,
     totals: Arc<Totals>,
-    /// The driver makes the call itself that sends, and a packet would only say what is known.
-    sends_now: bool,
 }
 
 impl Server {
@@ -257,9 +260,8 @@ impl Server {
         size: usize,
         files: Option<Files>,
         totals: Arc<Totals>,
-        driver: Driver,
     ) -> Self {
-        Self { service, size, files, totals, sends_now: driver == Driver::Epoll }
+        Self { service, size, files, totals }
     }
 
     /// Handles a packet. An error has ended its connection.
@@ -347,6 +349,9 @@ impl Server {
         result: Result<usize>,
     ) -> Result<()> {
         let Key::Connection(connection) = stream.key() else { return Ok(()) };
+        if self.service != Service::Discard {
+            connection.has_sent_all();
+        }
         add(&connection.received, bytes);
         match result {
             Ok(0) => {
@@ -388,18 +393,16 @@ impl Server {
         Ok(())
     }
 
-    /// Starts to send an answer, and if that is over at once, the next receive.
+    /// Starts to send an answer, and to receive what comes next.
     fn send(&self, stream: &Stream<Key>, buf: Buf) -> Result<()> {
-        if !self.sends_now {
-            stream.send(buf)?;
-            return Ok(());
+        match self.service {
+            Service::Block | Service::Work => stream.exchange_exact(buf, self.size)?,
+            _ => stream.exchange(buf)?,
         }
-        match stream.start().send_now(buf)? {
-            Now::Completed { buf, bytes, .. } => self.sent(stream, buf, bytes, Ok(bytes)),
-            Now::Pending(_) => Ok(()),
-        }
+        Ok(())
     }
 
+    /// A send has failed, or the one of a rest is over.
     fn sent(
         &self,
         stream: &Stream<Key>,
@@ -410,9 +413,6 @@ impl Server {
         let Key::Connection(connection) = stream.key() else { return Ok(()) };
         add(&connection.sent, bytes);
         match result {
-            Ok(_) if matches!(self.service, Service::Block | Service::Work) => {
-                self.receive(stream, buf)
-            }
             Ok(_) => {
                 drop(buf);
                 connection.moved.store(false, Ordering::Relaxed);

@@ -76,6 +76,12 @@ impl Supervisor<'_> {
             hurried = signals.recv_timeout(DRAIN_TICK).is_ok();
         }
         // What is left is cut when the ports are dropped.
+        let answers = self.service != Service::Discard && self.idle.is_none();
+        self.each_connection(|stream, connection| {
+            if answers && !connection.owes(stream) {
+                connection.has_sent_all();
+            }
+        });
         self.groups.iter().for_each(|group| group.port.close());
         Verdict { finished_before: before.finished, failed_before: before.failed, hurried }
     }
@@ -112,10 +118,10 @@ impl Supervisor<'_> {
             if !connection.quiet() {
                 return;
             }
-            if starving && connection.holds_buffer() {
+            if starving && connection.holds_buffer(stream) {
                 stream.cancel_all();
             }
-            if drains && (discards || !connection.owes()) && connection.set_ending() {
+            if drains && (discards || !connection.owes(stream)) && connection.set_ending() {
                 let asked = stream.start().silent().shutdown(Shutdown::Read);
                 if let Err(error) = asked {
                     log::debug!("a quiet connection was not ended: {error}");

@@ -332,6 +332,11 @@ impl Handle {
         if op.state() != State::Idle {
             return Err(Error::of(ErrorKind::Busy, "start"));
         }
+        if op.second.is_some() {
+            // SAFETY: the caller's promise.
+            unsafe { self.start(operation) }?;
+            return Ok(Started::Pending);
+        }
         // SAFETY: the caller's promise.
         match unsafe { self.attempt(&op.request) }? {
             Attempted::Over(bytes) => Ok(Started::Completed(bytes)),
@@ -397,6 +402,10 @@ impl Handle {
         if state.length(direction) >= self.port.queue_limit() {
             return Err(Error::of(ErrorKind::QueueFull, "start"));
         }
+        if !op.is_in_order() {
+            return Err(Error::of(ErrorKind::InvalidInput, "start")
+                .with_remedy("only a receive can follow, and only what sends to a stream"));
+        }
         op.begin(self, direction);
         op.bytes = done;
         let mut foreign = None;
@@ -427,6 +436,11 @@ impl Handle {
                 // SAFETY: as above.
                 && unsafe { self.try_at_once(&mut state, operation) }
             {
+                self.port.count_started();
+                return Ok(());
+            }
+            // SAFETY: as above.
+            if op.second.is_some() && unsafe { self.send_first(&mut state, operation) } {
                 self.port.count_started();
                 return Ok(());
             }
@@ -513,6 +527,87 @@ impl Handle {
             }
         }
         false
+    }
+
+    /// Sends what an operation sends before it receives, if its driver makes the call itself and
+    /// nothing has to wait for it. True: the operation has gone on.
+    ///
+    /// # Safety
+    ///
+    /// The operation is the current one of its direction on this handle, whose lock is held, with
+    /// good pointers and nothing outstanding.
+    #[inline]
+    unsafe fn send_first(&self, state: &mut Queues, operation: *mut Operation) -> bool {
+        if !self.registration.tries_first() {
+            return false;
+        }
+        // SAFETY: the caller's promise.
+        let op = unsafe { &mut *operation };
+        // SAFETY: as above.
+        match unsafe { sys::attempt(self, &op.request) } {
+            Tried::Over(Ok(_)) => {
+                // SAFETY: as above.
+                unsafe { self.go_over(state, operation) };
+                true
+            }
+            Tried::Over(Err(error)) => {
+                op.status = -error.raw_os_error().unwrap_or(sys::FAILED);
+                self.end(state, operation);
+                true
+            }
+            Tried::Left(done) => {
+                op.bytes = done;
+                false
+            }
+        }
+    }
+
+    /// Lets an operation go on with its second request, in the other direction.
+    ///
+    /// # Safety
+    ///
+    /// The operation is in flight on this handle, whose lock is held, with good pointers and
+    /// nothing outstanding.
+    #[inline]
+    pub(crate) unsafe fn go_over(&self, state: &mut Queues, operation: *mut Operation) {
+        self.leave_queues(state, operation);
+        // SAFETY: the caller's promise.
+        let op = unsafe { &mut *operation };
+        if let Some(second) = op.second.take() {
+            op.direction = second.direction();
+            op.request = second;
+        }
+        op.next_round();
+        op.flags.expired = false;
+        // SAFETY: what has been sent is not needed any more.
+        unsafe { self.port.has_sent(operation) };
+        if op.flags.cancel || state.closing {
+            op.status = -sys::CANCELLED;
+            op.set_state(State::Waiting);
+            self.port.enqueue(Entry::Ready(operation));
+            return;
+        }
+        let direction = op.direction;
+        let queue = state.queue(direction);
+        if queue.busy() {
+            op.set_state(State::Queued);
+            // SAFETY: it is alive (the caller's promise), and has left its own queue.
+            unsafe { queue.list.append(operation) };
+            return;
+        }
+        queue.current = operation;
+        // Something may have come since the last receive.
+        state.emptied = false;
+        // SAFETY: the caller's promise.
+        unsafe { self.again(state, operation) };
+    }
+
+    /// Ends an operation with the status that it has.
+    fn end(&self, state: &mut Queues, operation: *mut Operation) {
+        // SAFETY: in flight, so alive, and the lock is held.
+        unsafe { (*operation).set_state(State::Waiting) };
+        self.leave_queues(state, operation);
+        self.port.enqueue(Entry::Ready(operation));
     }
 
     /// Puts the packet of an operation that is over into the port's queue.
@@ -778,10 +873,7 @@ impl Handle {
         if op.flags.cancel || state.closing {
             // Asked for between two submissions, when there was nothing to cancel.
             op.status = -sys::CANCELLED;
-            op.set_state(State::Waiting);
-            self.leave_queues(state, operation);
-            self.port.enqueue(Entry::Ready(operation));
-            return;
+            return self.end(state, operation);
         }
         let direction = op.direction;
         // SAFETY: the caller's promise; and what goes on is the current one of its direction.
@@ -794,12 +886,8 @@ impl Handle {
             Ok(foreign) => self.port.submit_for(foreign),
             Err(error) => {
                 // SAFETY: in flight, and the lock is held.
-                unsafe {
-                    (*operation).status = -error.raw_os_error().unwrap_or(sys::FAILED);
-                    (*operation).set_state(State::Waiting);
-                }
-                self.leave_queues(state, operation);
-                self.port.enqueue(Entry::Ready(operation));
+                unsafe { (*operation).status = -error.raw_os_error().unwrap_or(sys::FAILED) };
+                self.end(state, operation);
             }
         }
     }
@@ -812,6 +900,13 @@ impl Handle {
             unsafe { state.floating.list.append(operation) };
             self.start_next(state, Direction::In);
         }
+    }
+
+    /// How many operations wait or are in the kernel, in and out.
+    pub(crate) fn pending(&self) -> [usize; 2] {
+        let state = lock(&self.state);
+        [&state.input, &state.output]
+            .map(|queue| queue.list.length as usize + usize::from(queue.busy()))
     }
 
     /// The packet of this serial handle that was out has been dealt with: the next may come.

@@ -48,8 +48,9 @@ const STEAL_FROM: u32 = 4;
 /// taken since it last entered the kernel.
 const HARDLY_BUSY: u32 = 8;
 
-/// How many packets a worker takes before it enters the kernel to submit what they have started
-/// and to let the kernel complete what has come in, even if more are ready.
+/// How many events a worker takes, packets or steps of operations that go on, before it enters the
+/// kernel to submit what they have started and to let it complete what has come in, even if more
+/// are ready.
 const BATCH: u32 = 128;
 /// The same while handlers block: should the next one do, what waits would wait with it.
 const ALERT_BATCH: u32 = 8;
@@ -81,9 +82,11 @@ thread_local! {
     static TURN: Cell<bool> = const { Cell::new(false) };
     /// How many more packets of another lane this thread is about to take.
     static SHARE: Cell<u32> = const { Cell::new(0) };
-    /// How many packets this thread has taken since it entered the kernel.
+    /// How many events this thread has worked through since it entered the kernel.
+    static EVENTS: Cell<u32> = const { Cell::new(0) };
+    /// How many of them were packets.
     static PACKETS: Cell<u32> = const { Cell::new(0) };
-    /// How many it will have taken when it next looks at the time.
+    /// How many packets it will have taken when it next looks at the time.
     static LOOK: Cell<u32> = const { Cell::new(SEEN_AFTER - 1) };
     /// What they cost.
     static EFFORT: Cell<Effort> = const { Cell::new(Effort::NONE) };
@@ -196,6 +199,7 @@ impl Shared {
     }
 
     fn enters(&self, lane: usize) {
+        EVENTS.with(|events| events.set(0));
         PACKETS.with(|packets| packets.set(0));
         let mut effort = EFFORT.with(Cell::get);
         effort.pause();
@@ -431,11 +435,10 @@ impl Shared {
                     continue;
                 }
             }
-            let batch = if self.dispatch.watch.alert() { ALERT_BATCH } else { BATCH };
             if PACKETS.with(Cell::get) >= LOOK.with(Cell::get) {
                 self.take_stock(lane, worker);
             }
-            if PACKETS.with(Cell::get) >= batch {
+            if EVENTS.with(Cell::get) >= self.batch() {
                 self.submit(lane);
             }
             if self.take(lane, taking) || self.steal(lane, taking) {
@@ -508,16 +511,42 @@ impl Shared {
                 self.count_packet(own, &taking.completion);
                 return true;
             }
+            self.goes_on(own);
         }
         false
     }
 
+    /// An event was no packet: it may have begun something else, and there may be many of them in a
+    /// row.
+    fn goes_on(&self, own: usize) {
+        let events = self.count_event(own);
+        if events >= self.batch() {
+            self.submit(own);
+        } else if events.is_multiple_of(SEEN_AFTER) {
+            self.dispatch.watch.gets_on(self, own, Instant::now());
+        }
+    }
+
+    /// How many events a worker may work through before it submits.
+    fn batch(&self) -> u32 {
+        if self.dispatch.watch.alert() { ALERT_BATCH } else { BATCH }
+    }
+
+    /// Counts an event of this worker's since it entered the kernel.
+    fn count_event(&self, own: usize) -> u32 {
+        self.gets_on(own);
+        EVENTS.with(|events| {
+            events.set(events.get() + 1);
+            events.get()
+        })
+    }
+
     fn count_packet(&self, own: usize, completion: &Completion) {
+        self.count_event(own);
         PACKETS.with(|packets| packets.set(packets.get() + 1));
         if !completion.silent {
             self.count(|tally| &tally.packets);
         }
-        self.gets_on(own);
     }
 
     #[inline(never)]

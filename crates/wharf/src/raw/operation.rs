@@ -416,6 +416,8 @@ pub struct Operation {
     pub(crate) previous: *mut Self,
     pub(crate) handle: *const Handle,
     pub(crate) request: Request,
+    /// What it asks for when its request has been met.
+    pub(crate) second: Option<Request>,
     /// The direction of its request, since it was started.
     pub(crate) direction: Direction,
     /// How long it may take once it has reached the kernel.
@@ -473,6 +475,7 @@ impl Operation {
             previous: std::ptr::null_mut(),
             handle: std::ptr::null(),
             request,
+            second: None,
             direction: Direction::Unordered,
             deadline: None,
             bytes: 0,
@@ -494,6 +497,44 @@ impl Operation {
                 early: false,
             },
         }
+    }
+
+    /// Lets the operation go on with a receive when what it sends has been sent, instead of
+    /// completing: the two are one operation with one completion. It is that of the receive, unless
+    /// sending fails; [`Self::is_second`] tells which. The receive takes its place behind others of
+    /// its direction when its turn comes, and a deadline counts for each of the two.
+    #[must_use]
+    #[doc(alias = "TransactNamedPipe")]
+    pub const fn with_second(mut self, request: Request) -> Self {
+        self.second = Some(request);
+        self
+    }
+
+    /// Of an operation made by [`Self::with_second`], whose owner asks after its completion:
+    /// whether it went on with its second request.
+    #[must_use]
+    pub const fn is_second(&self) -> bool {
+        self.second.is_none()
+    }
+
+    /// Whether its requests can follow each other.
+    pub(crate) fn is_in_order(&self) -> bool {
+        let Some(second) = &self.second else { return true };
+        let sends = matches!(
+            self.request,
+            Request::Send { .. }
+                | Request::SendVectored { .. }
+                | Request::SendMessage { .. }
+                | Request::Transmit { .. }
+        );
+        let receives = matches!(
+            second,
+            Request::Receive { .. }
+                | Request::ReceivePooled { .. }
+                | Request::ReceiveMessage { .. }
+                | Request::Readable
+        );
+        sends && receives
     }
 
     /// Limits how long the operation may take, counted from when it reaches the kernel (not
@@ -542,6 +583,7 @@ impl Operation {
     /// Makes an idle operation a new one; what `begin` sets is left to that.
     pub(crate) fn prepare(&mut self, request: Request, deadline: Option<Duration>, silent: bool) {
         self.request = request;
+        self.second = None;
         self.deadline = deadline;
         self.flags.silent = silent;
     }

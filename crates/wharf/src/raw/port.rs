@@ -102,8 +102,17 @@ pub(crate) struct Shared {
     others: Tally,
     /// Idle operations that no thread has for itself.
     spare: Mutex<Spare>,
-    /// Frees an idle operation of the layer above.
-    free: OnceLock<unsafe fn(*mut Operation)>,
+    /// What the layer above does with its operations.
+    owner: OnceLock<Owner>,
+}
+
+/// What the layer above does with its operations. Each function may be called by any thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owner {
+    /// Frees an idle one.
+    pub(crate) free: unsafe fn(*mut Operation),
+    /// Lets go of what one has sent that is about to receive. Called under its handle's lock.
+    pub(crate) has_sent: unsafe fn(*mut Operation),
 }
 
 /// Idle operations that the layer above keeps for its next: a list through their headers. A thread
@@ -197,7 +206,7 @@ impl Shared {
             tallies: Mutex::new(Vec::new()),
             others: Tally::default(),
             spare: Mutex::new(Spare::new()),
-            free: OnceLock::new(),
+            owner: OnceLock::new(),
         });
         for pool in port.lanes().iter().flat_map(Lane::pools) {
             let weak = Arc::downgrade(&port);
@@ -279,13 +288,27 @@ impl Shared {
 
     // ---- Idle operations of the layer above -----------------------------------------------
 
-    /// How the idle operations are freed that are kept here.
+    /// Says what the layer above does with its operations: with all of this port.
     ///
     /// # Safety
     ///
-    /// Whatever is given to [`Self::put_spare`] may be freed by this, in any thread.
-    pub(crate) unsafe fn free_with(&self, free: unsafe fn(*mut Operation)) {
-        let _ = self.free.set(free);
+    /// Whatever is given to [`Self::put_spare`] may be freed by `free`; of whatever is started on
+    /// a handle of this port, `has_sent` may be told that it has.
+    pub(crate) unsafe fn set_owner(&self, owner: Owner) {
+        let _ = self.owner.set(owner);
+    }
+
+    /// Tells the layer above that an operation has sent what it had to, and receives next.
+    ///
+    /// # Safety
+    ///
+    /// So it is.
+    #[inline]
+    pub(super) unsafe fn has_sent(&self, operation: *mut Operation) {
+        if let Some(owner) = self.owner.get() {
+            // SAFETY: the caller's promise, and that of `set_owner`.
+            unsafe { (owner.has_sent)(operation) };
+        }
     }
 
     /// An idle operation that was kept, which is the caller's now.
@@ -299,7 +322,7 @@ impl Shared {
     ///
     /// # Safety
     ///
-    /// It is idle, the caller's, and of the kind that [`Self::free_with`] speaks of.
+    /// It is idle, the caller's, and of the kind that [`Self::set_owner`] speaks of.
     #[inline]
     pub(crate) unsafe fn put_spare(&self, operation: *mut Operation) {
         if let Some(Binding { spare, .. }) = self.binding()
@@ -333,9 +356,9 @@ impl Shared {
     ///
     /// As for `put_spare`.
     unsafe fn free_spare(&self, operation: *mut Operation) {
-        if let Some(free) = self.free.get() {
-            // SAFETY: the caller's promise, and that of `free_with`.
-            unsafe { free(operation) };
+        if let Some(owner) = self.owner.get() {
+            // SAFETY: the caller's promise, and that of `set_owner`.
+            unsafe { (owner.free)(operation) };
         }
     }
 
@@ -470,6 +493,11 @@ impl Shared {
                 op.set_state(State::Waiting);
                 let again = std::mem::replace(&mut op.flags.starved, true);
                 lane.pool_of(op).starve(operation, again);
+                return false;
+            }
+            Step::Finish if op.second.is_some() && op.status == 0 => {
+                // SAFETY: in flight, nothing outstanding, and the lock is held.
+                unsafe { handle.go_over(&mut state, operation) };
                 return false;
             }
             Step::Finish if handle.queue_behind(&mut state, op) => return false,

@@ -56,6 +56,12 @@ impl Registration {
         }
     }
 
+    /// Whether the driver makes calls itself, and might as well do so at once.
+    #[inline]
+    pub(crate) fn tries_first(&self) -> bool {
+        matches!(self, Self::Epoll(_))
+    }
+
     /// For a branch of a file's handle, which needs nothing of its own.
     pub(crate) fn of_branch(&self) -> Self {
         match self {

@@ -122,6 +122,11 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
+    /// Whether the driver makes calls itself, and might as well do so at once.
+    pub(crate) fn tries_first(&self) -> bool {
+        false
+    }
+
     /// For a branch of a file's handle. With one lane there is none.
     pub(crate) fn of_branch(&self) -> Self {
         Self::default()
