@@ -102,12 +102,12 @@ unsafe impl Send for Vectored {}
 pub(crate) struct Block<K: 'static, M: 'static> {
     pub(crate) operation: Operation,
     pub(crate) handle: Option<Arc<HandleShared<K, M>>>,
+    /// Tells this flight of the block from its others.
+    pub(crate) flight: u64,
     pub(crate) payload: Payload,
     pub(crate) context: Option<M>,
     /// What a datagram of UDP is received or sent with. It stays for the next.
     datagram: Option<Box<Datagram>>,
-    /// Tells this flight of the block from its others.
-    pub(crate) flight: u64,
 }
 
 // SAFETY: while idle a block is plain data; in flight it belongs to the port.

@@ -137,11 +137,10 @@ impl Handle {
     }
 
     /// Ends that when nobody listens any more: nothing must pile up.
-    pub(super) fn stop_hearing(&self, somebody_listens: bool) {
-        if !somebody_listens && self.hears_errors() {
-            self.datagrams.hears_errors.store(false, Ordering::Relaxed);
-            let _ = sys::udp::set_report_errors(&*self.socket(), false);
-            sys::udp::forget_errors(self.fd());
-        }
+    #[cold]
+    pub(super) fn stop_hearing(&self) {
+        self.datagrams.hears_errors.store(false, Ordering::Relaxed);
+        let _ = sys::udp::set_report_errors(&*self.socket(), false);
+        sys::udp::forget_errors(self.fd());
     }
 }

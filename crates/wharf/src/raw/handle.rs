@@ -110,21 +110,6 @@ impl List {
         self.length -= 1;
     }
 
-    /// Takes an operation out that is either in this queue or in none.
-    ///
-    /// # Safety
-    ///
-    /// It is alive.
-    unsafe fn leave(&mut self, operation: *mut Operation) -> bool {
-        // SAFETY: the caller's promise.
-        let linked = self.first == operation || unsafe { !(*operation).previous.is_null() };
-        if linked {
-            // SAFETY: all but the first of a queue have one before them.
-            unsafe { self.unlink(operation) };
-        }
-        linked
-    }
-
     fn remove(&mut self, operation: *mut Operation) -> bool {
         let found = self.contains(operation);
         if found {
@@ -144,16 +129,12 @@ impl List {
     }
 }
 
-/// What of a handle is guarded by its lock. An operation is in at most one of the lists.
+/// What of a handle is guarded by its lock: what every operation needs, then the rest. An operation
+/// is in at most one of the lists.
+#[repr(C)]
 #[derive(Debug)]
 pub(crate) struct Queues {
-    input: Queue,
-    output: Queue,
-    errors: Queue,
-    /// Finished operations of a serial handle whose packets wait for the one that is out.
-    deferred: List,
-    /// Accepts that have their connection and wait for its first data, and what has no order.
-    floating: Queue,
+    lane: u16,
     serial: bool,
     /// A packet of this serial handle is out.
     out: bool,
@@ -161,7 +142,13 @@ pub(crate) struct Queues {
     shut: bool,
     /// The last receive left nothing behind in the socket.
     emptied: bool,
-    lane: u16,
+    input: Queue,
+    output: Queue,
+    errors: Queue,
+    /// Finished operations of a serial handle whose packets wait for the one that is out.
+    deferred: List,
+    /// Accepts that have their connection and wait for its first data, and what has no order.
+    floating: Queue,
 }
 
 /// A descriptor that belongs to a port, under a key.
@@ -171,16 +158,18 @@ pub(crate) struct Queues {
 #[repr(C)]
 #[derive(Debug)]
 pub struct Handle {
-    /// First, because it is used most.
-    state: Mutex<Queues>,
+    // In the order in which they lie: first what every operation needs.
     pub(super) port: Arc<Shared>,
     key: usize,
-    identity: Identity,
-    registration: Registration,
-    pub(super) datagrams: Datagrams,
     /// A branch's is the descriptor of the whole handle.
     pub(crate) fd: ManuallyDrop<OwnedDescriptor>,
+    /// What the descriptor leads to.
+    kind: Kind,
     is_branch: bool,
+    pub(super) datagrams: Datagrams,
+    registration: Registration,
+    state: Mutex<Queues>,
+    identity: Identity,
 }
 
 // SAFETY: the operations in the queues are reached only under the lock, and the contract of
@@ -227,21 +216,22 @@ impl Handle {
         lane: u16,
     ) -> Self {
         let state = Queues {
-            input: Queue::new(),
-            output: Queue::new(),
-            errors: Queue::new(),
-            deferred: List::new(),
-            floating: Queue::new(),
+            lane,
             serial: false,
             out: false,
             closing: false,
             shut: false,
             emptied: false,
-            lane,
+            input: Queue::new(),
+            output: Queue::new(),
+            errors: Queue::new(),
+            deferred: List::new(),
+            floating: Queue::new(),
         };
         let state = Mutex::new(state);
         Self {
             fd: ManuallyDrop::new(fd),
+            kind: identity.kind(),
             is_branch: false,
             identity,
             registration,
@@ -254,7 +244,7 @@ impl Handle {
 
     /// What the descriptor leads to.
     pub(crate) fn kind(&self) -> Kind {
-        self.identity.kind()
+        self.kind
     }
 
     pub(crate) fn fd(&self) -> RawDescriptor {
@@ -402,9 +392,8 @@ impl Handle {
         if state.length(direction) >= self.port.queue_limit() {
             return Err(Error::of(ErrorKind::QueueFull, "start"));
         }
-        if !op.is_in_order() {
-            return Err(Error::of(ErrorKind::InvalidInput, "start")
-                .with_remedy("only a receive can follow, and only what sends to a stream"));
+        if op.second.is_some() {
+            op.check_order()?;
         }
         op.begin(self, direction);
         op.bytes = done;
@@ -416,8 +405,11 @@ impl Handle {
             unsafe { queue.list.append(operation) };
         } else {
             match direction {
-                // SAFETY: as above.
-                Direction::Unordered => unsafe { queue.list.append(operation) },
+                Direction::Unordered => {
+                    op.flags.floating = true;
+                    // SAFETY: as above.
+                    unsafe { queue.list.append(operation) }
+                }
                 Direction::Out => queue.current = operation,
                 Direction::Error => {
                     self.hear_errors()?;
@@ -439,8 +431,11 @@ impl Handle {
                 self.port.count_started();
                 return Ok(());
             }
-            // SAFETY: as above.
-            if op.second.is_some() && unsafe { self.send_first(&mut state, operation) } {
+            if op.second.is_some()
+                && self.registration.tries_first()
+                // SAFETY: as above.
+                && unsafe { self.send_first(&mut state, operation) }
+            {
                 self.port.count_started();
                 return Ok(());
             }
@@ -529,18 +524,14 @@ impl Handle {
         false
     }
 
-    /// Sends what an operation sends before it receives, if its driver makes the call itself and
-    /// nothing has to wait for it. True: the operation has gone on.
+    /// Sends what an operation sends before it receives, if nothing has to wait for it. True: the operation has gone on.
     ///
     /// # Safety
     ///
     /// The operation is the current one of its direction on this handle, whose lock is held, with
     /// good pointers and nothing outstanding.
-    #[inline]
+    #[inline(never)]
     unsafe fn send_first(&self, state: &mut Queues, operation: *mut Operation) -> bool {
-        if !self.registration.tries_first() {
-            return false;
-        }
         // SAFETY: the caller's promise.
         let op = unsafe { &mut *operation };
         // SAFETY: as above.
@@ -774,20 +765,26 @@ impl Handle {
     /// Takes an operation that is over out of its place, and lets the next one start.
     #[inline(always)]
     fn leave_queues(&self, state: &mut Queues, operation: *mut Operation) {
-        // SAFETY: it is in flight on this handle, and what is over waits in no queue.
-        if unsafe { state.floating.list.leave(operation) } {
+        // SAFETY: it is in flight on this handle, and the lock is held.
+        let (direction, floating) = unsafe {
+            let op = &mut *operation;
+            (op.direction, std::mem::take(&mut op.flags.floating))
+        };
+        if floating {
+            // SAFETY: it is among those.
+            unsafe { state.floating.list.unlink(operation) };
             self.shut_if_done(state);
             return;
         }
-        // SAFETY: as above, and the lock is held.
-        let direction = unsafe { (*operation).direction };
         if state.queue(direction).current == operation {
             state.queue(direction).current = ptr::null_mut();
             if !state.queue(direction).list.first.is_null() {
                 self.start_next(state, direction);
             }
         }
-        self.stop_hearing(state.errors.busy());
+        if self.hears_errors() && !state.errors.busy() {
+            self.stop_hearing();
+        }
         self.shut_if_done(state);
     }
 
@@ -897,7 +894,10 @@ impl Handle {
         if state.input.current == operation {
             state.input.current = ptr::null_mut();
             // SAFETY: in flight, so alive; as `current` it was in no list.
-            unsafe { state.floating.list.append(operation) };
+            unsafe {
+                (*operation).flags.floating = true;
+                state.floating.list.append(operation);
+            }
             self.start_next(state, Direction::In);
         }
     }
@@ -981,13 +981,12 @@ impl Queues {
 
     /// How many operations count against the limit of a direction.
     fn length(&self, direction: Direction) -> u32 {
-        self.floating.list.length
-            + match direction {
-                Direction::In => self.input.list.length,
-                Direction::Out => self.output.list.length,
-                Direction::Error => self.errors.list.length,
-                Direction::Unordered => 0,
-            }
+        match direction {
+            Direction::In => self.input.list.length + self.floating.list.length,
+            Direction::Out => self.output.list.length,
+            Direction::Error => self.errors.list.length,
+            Direction::Unordered => self.floating.list.length,
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use std::{
 };
 
 use super::{Datagram, Handle};
+use crate::error::{Error, ErrorKind};
 use crate::sys::{
     Header, Message, MessageHeader, NO_DESCRIPTOR, RawDescriptor, Slice, Transmission,
 };
@@ -404,36 +405,46 @@ pub(crate) enum State {
 ///
 /// Put it first in a `#[repr(C)]` structure of your own, and the pointer in a
 /// [`Completion`](super::Completion) is a pointer to that structure.
-#[repr(C)]
+///
+/// Its fields are in the order in which they lie: what every round needs comes first, in two lines
+/// of the cache that the processor fetches together. With thousands of connections nothing of an
+/// operation is in the cache any more when its round is over.
+#[repr(C, align(128))]
 #[derive(Debug)]
 #[doc(alias = "OVERLAPPED")]
 pub struct Operation {
-    /// The driver's own part.
-    pub(crate) system: Header,
+    state: AtomicU8,
+    /// The direction of its request, since it was started.
+    pub(crate) direction: Direction,
+    pub(crate) flags: Flags,
+    /// Events of the driver's still to come, the deadline's included.
+    pub(crate) outstanding: u8,
+    /// The driver's step within a request that takes several.
+    pub(crate) step: u8,
+    /// The lane it was submitted to last.
+    pub(crate) lane: u16,
+    /// What the system said last: a number, or an error as a negative code.
+    pub(crate) result: i32,
+    /// 0, or the system's error code, negative.
+    pub(crate) status: i32,
+    /// The pooled buffer a receive has taken, or `u32::MAX`.
+    pub(crate) buffer: u32,
+    /// The descriptor of a connection an accept has produced, or `NO_DESCRIPTOR`.
+    pub(crate) accepted: RawDescriptor,
+    /// Bytes done so far.
+    pub(crate) bytes: usize,
+    pub(crate) handle: *const Handle,
     /// Next in whichever list of its handle the operation is in.
     pub(crate) next: *mut Self,
     /// And the one before it.
     pub(crate) previous: *mut Self,
-    pub(crate) handle: *const Handle,
     pub(crate) request: Request,
     /// What it asks for when its request has been met.
     pub(crate) second: Option<Request>,
-    /// The direction of its request, since it was started.
-    pub(crate) direction: Direction,
-    /// How long it may take once it has reached the kernel.
-    pub(crate) deadline: Option<Duration>,
-    /// Bytes done so far.
-    pub(crate) bytes: usize,
-    /// 0, or the system's error code, negative.
-    pub(crate) status: i32,
-    /// The descriptor of a connection an accept has produced, or `NO_DESCRIPTOR`.
-    pub(crate) accepted: RawDescriptor,
-    /// The pooled buffer a receive has taken, or `u32::MAX`.
-    pub(crate) buffer: u32,
-    /// The lane it was submitted to last.
-    pub(crate) lane: u16,
-    state: AtomicU8,
-    pub(crate) flags: Flags,
+    /// How long it may take once it has reached the kernel, if it is timed.
+    pub(crate) deadline: Duration,
+    /// The driver's own part.
+    pub(crate) system: Header,
 }
 
 /// Facts about an operation in flight.
@@ -446,6 +457,10 @@ pub(crate) struct Flags {
     pub(crate) expired: bool,
     /// It has no packet.
     pub(crate) silent: bool,
+    /// It has a deadline.
+    pub(crate) timed: bool,
+    /// It is among those of its handle that have no order.
+    pub(crate) floating: bool,
     /// What is submitted now is a pause before the request is tried again.
     pub(crate) pausing: bool,
     /// The last receive of its handle left nothing behind in the socket.
@@ -470,24 +485,14 @@ impl Operation {
     #[must_use]
     pub const fn new(request: Request) -> Self {
         Self {
-            system: Header::NEW,
-            next: std::ptr::null_mut(),
-            previous: std::ptr::null_mut(),
-            handle: std::ptr::null(),
-            request,
-            second: None,
-            direction: Direction::Unordered,
-            deadline: None,
-            bytes: 0,
-            status: 0,
-            accepted: NO_DESCRIPTOR,
-            buffer: NO_BUFFER,
-            lane: 0,
             state: AtomicU8::new(State::Idle as u8),
+            direction: Direction::Unordered,
             flags: Flags {
                 cancel: false,
                 expired: false,
                 silent: false,
+                timed: false,
+                floating: false,
                 pausing: false,
                 emptied: false,
                 starved: false,
@@ -496,6 +501,21 @@ impl Operation {
                 promised: false,
                 early: false,
             },
+            outstanding: 0,
+            step: 0,
+            lane: 0,
+            result: 0,
+            status: 0,
+            buffer: NO_BUFFER,
+            accepted: NO_DESCRIPTOR,
+            bytes: 0,
+            handle: std::ptr::null(),
+            next: std::ptr::null_mut(),
+            previous: std::ptr::null_mut(),
+            request,
+            second: None,
+            deadline: Duration::ZERO,
+            system: Header::NEW,
         }
     }
 
@@ -517,9 +537,9 @@ impl Operation {
         self.second.is_none()
     }
 
-    /// Whether its requests can follow each other.
-    pub(crate) fn is_in_order(&self) -> bool {
-        let Some(second) = &self.second else { return true };
+    /// Whether its second request can follow the first.
+    #[inline(never)]
+    pub(crate) fn check_order(&self) -> Result<(), Error> {
         let sends = matches!(
             self.request,
             Request::Send { .. }
@@ -528,20 +548,27 @@ impl Operation {
                 | Request::Transmit { .. }
         );
         let receives = matches!(
-            second,
-            Request::Receive { .. }
-                | Request::ReceivePooled { .. }
-                | Request::ReceiveMessage { .. }
-                | Request::Readable
+            self.second,
+            Some(
+                Request::Receive { .. }
+                    | Request::ReceivePooled { .. }
+                    | Request::ReceiveMessage { .. }
+                    | Request::Readable
+            )
         );
-        sends && receives
+        if sends && receives {
+            return Ok(());
+        }
+        Err(Error::of(ErrorKind::InvalidInput, "start")
+            .with_remedy("only a receive can follow, and only what sends to a stream"))
     }
 
     /// Limits how long the operation may take, counted from when it reaches the kernel (not
     /// while it stands behind another of its direction). It then completes with `TimedOut`.
     #[must_use]
     pub const fn with_deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = Some(deadline);
+        self.deadline = deadline;
+        self.flags.timed = true;
         self
     }
 
@@ -584,7 +611,10 @@ impl Operation {
     pub(crate) fn prepare(&mut self, request: Request, deadline: Option<Duration>, silent: bool) {
         self.request = request;
         self.second = None;
-        self.deadline = deadline;
+        self.flags.timed = deadline.is_some();
+        if let Some(deadline) = deadline {
+            self.deadline = deadline;
+        }
         self.flags.silent = silent;
     }
 
@@ -593,8 +623,8 @@ impl Operation {
         self.handle = handle;
         self.direction = direction;
         self.status = 0;
-        let silent = self.flags.silent;
-        self.flags = Flags { silent, ..Flags::default() };
+        let Flags { silent, timed, .. } = self.flags;
+        self.flags = Flags { silent, timed, ..Flags::default() };
         self.next_round();
     }
 
@@ -604,6 +634,9 @@ impl Operation {
         self.flags.starved = false;
         self.accepted = NO_DESCRIPTOR;
         self.buffer = NO_BUFFER;
-        self.system.next_round();
+        self.step = 0;
+        if self.flags.timed {
+            self.system.restart_clock();
+        }
     }
 }

@@ -96,43 +96,26 @@ impl Registration {
 }
 
 /// What the drivers keep in the header of an operation.
-#[repr(C)]
 #[derive(Debug)]
 pub(crate) struct Header {
+    pub(crate) epoll: epoll::Header,
     /// The deadline as io_uring reads it, at a fixed address.
     pub(crate) deadline: [i64; 2],
     /// How long it pauses before it is tried again, likewise.
     pub(crate) pause: [i64; 2],
-    /// What the system said last.
-    pub(crate) result: i32,
-    /// Events still to come, the deadline's included.
-    pub(crate) outstanding: u8,
-    /// The driver's step within a request that takes several.
-    pub(crate) step: u8,
     /// Of a read or a write, what a ring may know its buffer by: the piece of its region, which
     /// lives as long as the operation is in flight; null if it is no slice of one. Of all else,
     /// what an earlier operation has left.
     pub(crate) piece: *const Piece,
-    pub(crate) epoll: epoll::Header,
 }
 
 impl Header {
     pub(crate) const NEW: Self = Self {
+        epoll: epoll::Header::NEW,
         deadline: [0; 2],
         pause: [0; 2],
-        result: 0,
-        outstanding: 0,
-        step: 0,
         piece: std::ptr::null(),
-        epoll: epoll::Header::NEW,
     };
-
-    /// Forgets what the last round of a repeating operation has left.
-    pub(crate) fn next_round(&mut self) {
-        self.deadline = [0; 2];
-        self.step = 0;
-        self.epoll.due = 0;
-    }
 
     /// Lets the deadline count anew.
     pub(crate) fn restart_clock(&mut self) {

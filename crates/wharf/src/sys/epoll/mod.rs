@@ -376,18 +376,15 @@ impl Lane {
         // SAFETY: the caller's promise: nobody else touches the header under the handle's lock.
         let op = unsafe { &mut *operation };
         self.started.store(true, Ordering::Relaxed);
-        op.system.outstanding = 1;
+        op.outstanding = 1;
         op.flags.requested = true;
         if op.flags.pausing {
             let pause = Duration::from_nanos(op.system.pause[1].unsigned_abs());
             self.set_timer(op, self.after(pause), Source::Request);
             return Ok(());
         }
-        if let Some(deadline) = op.deadline
-            && op.clock_runs()
-            && op.system.epoll.due == 0
-        {
-            op.system.epoll.due = self.after(deadline).max(1);
+        if op.flags.timed && op.clock_runs() && op.system.epoll.due == 0 {
+            op.system.epoll.due = self.after(op.deadline).max(1);
         }
         if op.accepted != NO_DESCRIPTOR && op.system.epoll.slot.is_none() {
             op.system.epoll.slot = Some(self.registry.claim(op.accepted, true)?);
@@ -400,7 +397,7 @@ impl Lane {
         match attempt {
             Ok(Attempt::Waits) => {}
             Ok(Attempt::Done(result)) => {
-                op.system.result = result;
+                op.result = result;
                 self.inbox.put_latest(operation);
             }
             Ok(Attempt::Ready) => self.inbox.put_ready(operation),
@@ -457,7 +454,7 @@ impl Lane {
             }
             if matches!(op.request, Request::Connect { .. }) {
                 // Called again when it is over, it says how.
-                op.system.step = 1;
+                op.step = 1;
             }
             match self.blocked(op, claim, seen)? {
                 Attempt::Ready => {}
@@ -530,8 +527,8 @@ impl Lane {
 
     /// From now on somebody else decides how long it takes.
     fn start_clock(&self, op: &mut Operation) {
-        if op.system.epoll.due != 0 && op.system.epoll.timer.is_none() {
-            op.system.outstanding += 1;
+        if op.flags.timed && op.system.epoll.due != 0 && op.system.epoll.timer.is_none() {
+            op.outstanding += 1;
             self.set_timer(op, op.system.epoll.due, Source::Deadline);
         }
     }
@@ -588,15 +585,15 @@ impl Lane {
         // SAFETY: an operation with an event to come is in flight, so its header is alive, and
         // nobody else touches it under the lock.
         let op = unsafe { &mut *event.operation };
-        op.system.outstanding -= 1;
+        op.outstanding -= 1;
         match event.of {
             Source::Deadline => {
                 op.flags.expired = true;
                 op.system.epoll.timer = None;
                 if op.flags.requested && self.withdraw(op) {
-                    op.system.outstanding -= 1;
+                    op.outstanding -= 1;
                     op.flags.requested = false;
-                    op.system.result = -CANCELLED;
+                    op.result = -CANCELLED;
                 }
             }
             Source::Request if op.flags.pausing => {
@@ -605,26 +602,26 @@ impl Lane {
             }
             Source::Request | Source::Cancel => {
                 if event.flags & KEPT == 0 {
-                    op.system.result = event.result;
+                    op.result = event.result;
                 }
                 if event.flags & TRY != 0 {
                     // SAFETY: the caller's promise.
                     match unsafe { self.try_again(op) } {
-                        Attempt::Done(result) => op.system.result = result,
+                        Attempt::Done(result) => op.result = result,
                         Attempt::Starves => return self.starves(op),
                         Attempt::Ready | Attempt::Waits => {
-                            op.system.outstanding += 1;
+                            op.outstanding += 1;
                             return Step::Pending;
                         }
                     }
                 }
                 op.flags.requested = false;
                 if self.stop_timer(op) {
-                    op.system.outstanding -= 1;
+                    op.outstanding -= 1;
                 }
             }
         }
-        if op.system.outstanding > 0 {
+        if op.outstanding > 0 {
             return Step::Pending;
         }
         self.forget_slot(op);
@@ -666,11 +663,11 @@ impl Lane {
     fn starves(&self, op: &mut Operation) -> Step {
         op.flags.requested = false;
         if self.stop_timer(op) {
-            op.system.outstanding -= 1;
+            op.outstanding -= 1;
         }
-        if op.system.outstanding > 0 {
+        if op.outstanding > 0 {
             // Its deadline has just passed.
-            op.system.result = -CANCELLED;
+            op.result = -CANCELLED;
             return Step::Pending;
         }
         Step::Starve

@@ -34,13 +34,13 @@ pub(crate) unsafe fn evaluate(op: &mut Operation) -> Step {
         return if op.flags.cancel { fail(op, libc::ECANCELED) } else { Step::Again };
     }
     if let Request::Transmit { transmission } = op.request
-        && ![-libc::ECANCELED, -libc::EINTR].contains(&op.system.result)
+        && ![-libc::ECANCELED, -libc::EINTR].contains(&op.result)
     {
         // SAFETY: the transmission lives as long as the operation.
         return transmit::evaluate(op, unsafe { &mut *transmission });
     }
-    let Ok(done) = usize::try_from(op.system.result) else {
-        return evaluate_error(op, -op.system.result);
+    let Ok(done) = usize::try_from(op.result) else {
+        return evaluate_error(op, -op.result);
     };
     match op.request {
         Request::Receive { length, exact, .. } => {
@@ -70,7 +70,7 @@ pub(crate) unsafe fn evaluate(op: &mut Operation) -> Step {
         }
         Request::SendTo { length, .. } => {
             op.bytes += done;
-            op.system.step = 0;
+            op.step = 0;
             if op.bytes < length { go_on(op) } else { Step::Finish }
         }
         Request::ReceiveFrom { .. }
@@ -78,7 +78,7 @@ pub(crate) unsafe fn evaluate(op: &mut Operation) -> Step {
         // SAFETY: the caller's promise.
         | Request::ReceiveError { .. } => unsafe { udp::came(op, done) },
         Request::AcceptFirst { .. } if op.accepted == NO_DESCRIPTOR => {
-            op.accepted = op.system.result;
+            op.accepted = op.result;
             op.system.restart_clock();
             go_on(op)
         }
@@ -87,7 +87,7 @@ pub(crate) unsafe fn evaluate(op: &mut Operation) -> Step {
             Step::Finish
         }
         Request::Accept { .. } => {
-            op.accepted = op.system.result;
+            op.accepted = op.result;
             Step::Finish
         }
         Request::Read { length, .. } => {
@@ -134,19 +134,19 @@ fn evaluate_error(op: &mut Operation, errno: i32) -> Step {
         }
         // The thread that had submitted it is gone, and took the request with it.
         (libc::ECANCELED | libc::EINTR, _) => {
-            op.system.step = u8::from(matches!(op.request, Request::Connect { .. }));
+            op.step = u8::from(matches!(op.request, Request::Connect { .. }));
             Step::Again
         }
         // A connect meets what an earlier one has begun: the same one, submitted from a thread
         // that is gone, or another that was given up.
-        (libc::EISCONN, Request::Connect { .. }) if op.system.step == 1 => Step::Finish,
+        (libc::EISCONN, Request::Connect { .. }) if op.step == 1 => Step::Finish,
         (libc::EALREADY, Request::Connect { .. }) => {
-            op.system.step = 1;
+            op.step = 1;
             pause(op, CONNECT_PAUSE)
         }
         (libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM, _) if accepting => {
             // Once, not at every try.
-            if std::mem::replace(&mut op.system.step, 1) == 0 {
+            if std::mem::replace(&mut op.step, 1) == 0 {
                 log::warn!(
                     "accept: {}; trying again every {ACCEPT_PAUSE:?}",
                     io::Error::from_raw_os_error(errno)
@@ -168,9 +168,9 @@ fn evaluate_error(op: &mut Operation, errno: i32) -> Step {
         ) if accepting => go_on(op),
         // The socket tells what an earlier datagram has met; this one has not been sent.
         (_, Request::SendTo { .. })
-            if op.system.step == 0 && udp::is_of_an_earlier_send(errno) =>
+            if op.step == 0 && udp::is_of_an_earlier_send(errno) =>
         {
-            op.system.step = 1;
+            op.step = 1;
             go_on(op)
         }
         // A card that cannot cut datagrams says EIO; EINVAL: they are too large for its packets.

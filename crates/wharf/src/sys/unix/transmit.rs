@@ -347,7 +347,7 @@ pub(crate) fn never_waits_long(socket: RawDescriptor) -> bool {
 
 /// What the result of a step means.
 pub(crate) fn evaluate(op: &mut Operation, transmission: &mut Transmission) -> Step {
-    let result = op.system.result;
+    let result = op.result;
     let done = match (usize::try_from(result), transmission.step) {
         (Ok(done), _) => done,
         (Err(_), Next::Send) if result == -libc::EAGAIN => 0,

@@ -346,8 +346,8 @@ impl Lane {
     pub(crate) unsafe fn push(&self, operation: *mut Operation) -> io::Result<()> {
         // SAFETY: the caller's promise: nobody else touches the header under the handle's lock.
         let op = unsafe { &mut *operation };
-        let timed = op.deadline.is_some() && !op.flags.pausing && op.clock_runs();
-        op.system.outstanding = 1 + u8::from(timed);
+        let timed = op.flags.timed && !op.flags.pausing && op.clock_runs();
+        op.outstanding = 1 + u8::from(timed);
         op.flags.requested = true;
         if timed {
             // SAFETY: the caller's promise.
@@ -372,7 +372,7 @@ impl Lane {
         self.prepare(op, &mut entry);
         entry.user_data = address_of(op);
         if op.system.deadline == [0; 2] {
-            op.system.deadline = monotonic_after(op.deadline.unwrap_or_default());
+            op.system.deadline = monotonic_after(op.deadline);
         }
         entry.flags |= 1 << abi::io_uring_sqe_flags_bit::IOSQE_IO_LINK_BIT as u8;
         let limit = Sqe {
@@ -410,7 +410,7 @@ impl Lane {
         // SAFETY: the address is compared by the kernel, never followed.
         unsafe { self.ring.push(&[entry])? };
         op.flags.cancelling = true;
-        op.system.outstanding += 1;
+        op.outstanding += 1;
         Ok(())
     }
 
@@ -712,7 +712,7 @@ impl Lane {
         // SAFETY: an operation with an event to come is in flight, so its header is alive, and
         // nobody else touches it under the lock.
         let op = unsafe { &mut *event.operation };
-        op.system.outstanding -= 1;
+        op.outstanding -= 1;
         match event.of {
             Source::Deadline => {
                 op.flags.expired |= event.result == -libc::ETIME;
@@ -731,20 +731,20 @@ impl Lane {
             }
             Source::Request => {
                 op.flags.requested = false;
-                op.system.result = event.result;
+                op.result = event.result;
                 op.flags.emptied = event.flags & abi::IORING_CQE_F_SOCK_NONEMPTY == 0;
                 if event.flags & abi::IORING_CQE_F_BUFFER != 0 {
                     op.buffer = event.flags >> abi::IORING_CQE_BUFFER_SHIFT;
                 }
             }
         }
-        if op.system.outstanding > 0 {
+        if op.outstanding > 0 {
             return Step::Pending;
         }
         // SAFETY: as above.
         let step = unsafe { self.evaluate(op) };
         // It holds nothing, unless it is about to be filled.
-        let empty = op.bytes == 0 && !(step == Step::Again && op.system.step == 1);
+        let empty = op.bytes == 0 && !(step == Step::Again && op.step == 1);
         if op.buffer != NO_BUFFER && self.chunks.lets_go(op, step).unwrap_or(empty) {
             let pool = if op.request.is_datagram() {
                 &self.datagrams
@@ -764,26 +764,26 @@ impl Lane {
     /// As for [`progress::evaluate`].
     #[inline(always)]
     unsafe fn evaluate(&self, op: &mut Operation) -> Step {
-        let ready = op.system.result >= 0 && !op.flags.pausing;
+        let ready = op.result >= 0 && !op.flags.pausing;
         if ready && op.request.is_datagram() && op.direction != Direction::Out {
             // SAFETY: the caller's promise.
             return unsafe { udp::ready(op, &self.datagrams) };
         }
         if op.request.is_pooled() && !op.flags.pausing {
-            match (op.system.result, op.system.step) {
+            match (op.result, op.step) {
                 (0.., 0) if !self.features.provided_buffers => {
                     // Readable now, or a file: the next step fills a buffer.
                     let Some(id) = self.pool.take() else { return Step::Starve };
                     op.buffer = u32::from(id);
-                    op.system.step = 1;
+                    op.step = 1;
                     return Step::Again;
                 }
-                (0.., _) => op.system.step = 0,
+                (0.., _) => op.step = 0,
                 (result, _) if result == -libc::ENOBUFS => return Step::Starve,
                 (result, _)
                     if result == -libc::EAGAIN && !self.features.provided_buffers =>
                 {
-                    op.system.step = 0;
+                    op.step = 0;
                     return Step::Again;
                 }
                 _ => {}
@@ -791,7 +791,7 @@ impl Lane {
         }
         if let Request::Transmit { transmission } = op.request
             && !op.flags.pausing
-            && op.system.result >= 0
+            && op.result >= 0
             && op.buffer == NO_BUFFER
             // SAFETY: the caller's promise.
             && unsafe { (*transmission).needs_buffer() }

@@ -71,26 +71,17 @@ pub(crate) struct Header {
     overlapped: OVERLAPPED,
     /// The flags of a receive, which the kernel may write.
     flags: u32,
-    /// What the last call gave: bytes, or the error as a negative code.
-    result: i32,
     /// When the deadline passes, once it counts.
     until: Option<Instant>,
     /// The time that is set, for the deadline or for a pause.
     timer: Option<Timer>,
     accepting: Option<Box<Accepting>>,
     signal: Option<Box<Signal>>,
-    /// Events still to come, the deadline's included.
-    outstanding: u8,
-    /// It has been said already that an accept pauses.
-    told: bool,
 }
 
 impl std::fmt::Debug for Header {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Header")
-            .field("result", &self.result)
-            .field("outstanding", &self.outstanding)
-            .finish_non_exhaustive()
+        f.debug_struct("Header").field("until", &self.until).finish_non_exhaustive()
     }
 }
 
@@ -99,19 +90,15 @@ impl Header {
         // SAFETY: plain numbers and pointers, for which zero is a value.
         overlapped: unsafe { mem::zeroed() },
         flags: 0,
-        result: 0,
         until: None,
         timer: None,
         accepting: None,
         signal: None,
-        outstanding: 0,
-        told: false,
     };
 
-    /// Forgets what the last round of a repeating operation has left.
-    pub(crate) fn next_round(&mut self) {
+    /// Lets the deadline count anew.
+    pub(crate) fn restart_clock(&mut self) {
         self.until = None;
-        self.told = false;
     }
 }
 
@@ -241,9 +228,9 @@ impl Lane {
     pub(crate) unsafe fn push(&self, operation: *mut Operation) -> io::Result<()> {
         // SAFETY: the caller's promise: nobody else touches the header under the handle's lock.
         let op = unsafe { &mut *operation };
-        let timed = op.deadline.is_some() && !op.flags.pausing && op.clock_runs();
+        let timed = op.flags.timed && !op.flags.pausing && op.clock_runs();
         if timed && op.system.until.is_none() {
-            op.system.until = op.deadline.and_then(|limit| Instant::now().checked_add(limit));
+            op.system.until = Instant::now().checked_add(op.deadline);
         }
         if op.flags.pausing {
             let when = Instant::now() + ACCEPT_PAUSE;
@@ -251,13 +238,13 @@ impl Lane {
         } else if timed && let Some(until) = op.system.until {
             op.system.timer = Some(timers::set(&self.port, until, key::DEADLINE, operation)?);
         }
-        op.system.outstanding = 1 + u8::from(!op.flags.pausing && op.system.timer.is_some());
+        op.outstanding = 1 + u8::from(!op.flags.pausing && op.system.timer.is_some());
         op.flags.requested = true;
         if op.flags.pausing {
             return Ok(());
         }
         // SAFETY: the caller's promise.
-        op.system.result = match unsafe { self.call(operation) } {
+        op.result = match unsafe { self.call(operation) } {
             Ok(Begun::Called) => return Ok(()),
             Ok(Begun::Over(bytes)) => i32::try_from(bytes).unwrap_or(i32::MAX),
             // There is no packet for a call that is refused: so that there is one for every
@@ -265,14 +252,14 @@ impl Lane {
             Err(error) => -error.raw_os_error().unwrap_or(FAILED),
         };
         let Err(error) = self.port.post(0, key::RESULT, operation) else { return Ok(()) };
-        op.system.outstanding -= 1;
+        op.outstanding -= 1;
         op.flags.requested = false;
         op.bytes = 0;
         self.release_empty(op);
         self.stop_clock(op);
         // A deadline that has passed meanwhile brings a packet: what the result is worth is seen
         // then.
-        if op.system.outstanding > 0 { Ok(()) } else { Err(error) }
+        if op.outstanding > 0 { Ok(()) } else { Err(error) }
     }
 
     /// Makes the call that a request asks for next.
@@ -537,7 +524,7 @@ impl Lane {
     /// Takes a deadline back, unless its packet is on its way.
     fn stop_clock(&self, op: &mut Operation) {
         if op.system.timer.take_if(|timer| timers::clear(*timer)).is_some() {
-            op.system.outstanding -= 1;
+            op.outstanding -= 1;
         }
     }
 
@@ -550,7 +537,7 @@ impl Lane {
         // SAFETY: an operation with an event to come is in flight, so its header is alive, and
         // nobody else touches it under the lock.
         let op = unsafe { &mut *event.operation };
-        op.system.outstanding -= 1;
+        op.outstanding -= 1;
         match event.of {
             Source::Deadline => {
                 op.system.timer = None;
@@ -563,7 +550,7 @@ impl Lane {
                 match of {
                     Source::Call { status, bytes } => self.note(op, status, bytes),
                     Source::First => self.note_first(op),
-                    Source::Chore { code } => op.system.result = -code.cast_signed(),
+                    Source::Chore { code } => op.result = -code.cast_signed(),
                     _ => {}
                 }
                 op.flags.requested = false;
@@ -574,7 +561,7 @@ impl Lane {
                 }
             }
         }
-        if op.system.outstanding > 0 {
+        if op.outstanding > 0 {
             return Step::Pending;
         }
         // SAFETY: as above.
@@ -586,7 +573,7 @@ impl Lane {
         let kind = unsafe { &*op.handle }.kind();
         // Of a message in a pipe, what did not fit comes next.
         let in_part = status == STATUS_BUFFER_OVERFLOW && kind == Kind::Pipe;
-        op.system.result = if status >= 0 || in_part {
+        op.result = if status >= 0 || in_part {
             bytes.cast_signed()
         } else {
             // What was cancelled may have been done in part.
@@ -619,7 +606,7 @@ impl Lane {
         let overlapped = &op.system.overlapped;
         #[expect(clippy::cast_possible_truncation, reason = "an NTSTATUS has 32 bits, and so")]
         let (status, bytes) = (overlapped.Internal as NTSTATUS, overlapped.InternalHigh as i32);
-        op.system.result = if status >= 0 {
+        op.result = if status >= 0 {
             bytes
         } else {
             // SAFETY: the connection that the operation has accepted; its call is over.
@@ -641,8 +628,8 @@ impl Lane {
             op.flags.pausing = false;
             return if op.flags.cancel { fail(op, CANCELLED) } else { Step::Again };
         }
-        let Ok(done) = usize::try_from(op.system.result) else {
-            return self.evaluate_error(op, -op.system.result);
+        let Ok(done) = usize::try_from(op.result) else {
+            return self.evaluate_error(op, -op.result);
         };
         // SAFETY: an operation in flight has a handle, which outlives it.
         let (socket, pipe) = unsafe { (socket_of(op), (*op.handle).kind() == Kind::Pipe) };
@@ -854,7 +841,7 @@ impl Lane {
                     return fail(op, CANCELLED);
                 }
                 // Once, not at every try.
-                if !mem::replace(&mut op.system.told, true) {
+                if mem::replace(&mut op.step, 1) == 0 {
                     let error = io::Error::from_raw_os_error(code);
                     log::warn!("accept: {error}; trying again every {ACCEPT_PAUSE:?}");
                 }

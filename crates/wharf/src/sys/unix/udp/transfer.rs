@@ -30,7 +30,7 @@ const IN_VAIN: u8 = 1;
 ///
 /// The operation is in flight, nothing of it is outstanding, and its pointers are good.
 pub(crate) unsafe fn attempt(op: &mut Operation, pool: &Pool) -> Option<Step> {
-    if op.direction != Direction::Out && std::mem::take(&mut op.system.step) == IN_VAIN {
+    if op.direction != Direction::Out && std::mem::take(&mut op.step) == IN_VAIN {
         return None;
     }
     if op.request.is_pooled() {
@@ -43,7 +43,7 @@ pub(crate) unsafe fn attempt(op: &mut Operation, pool: &Pool) -> Option<Step> {
     let step = match unsafe { Call::of(op, pool).make() } {
         Called::WouldBlock => None,
         Called::Over { result, .. } => {
-            op.system.result = result;
+            op.result = result;
             // SAFETY: as above.
             Some(unsafe { evaluate(op) })
         }
@@ -56,13 +56,13 @@ pub(crate) unsafe fn attempt(op: &mut Operation, pool: &Pool) -> Option<Step> {
     step
 }
 
-/// Does what a request asks for whose socket is ready: `op.system.result` says for what.
+/// Does what a request asks for whose socket is ready: `op.result` says for what.
 ///
 /// # Safety
 ///
 /// As for `attempt`.
 pub(crate) unsafe fn ready(op: &mut Operation, pool: &Pool) -> Step {
-    let events = op.system.result;
+    let events = op.result;
     // SAFETY: the caller's promise.
     if let Some(step) = unsafe { attempt(op, pool) } {
         return step;
@@ -76,7 +76,7 @@ pub(crate) unsafe fn ready(op: &mut Operation, pool: &Pool) -> Step {
     if !hears && events & i32::from(libc::POLLERR) != 0 && !handle.hears_errors() {
         forget_errors(handle.fd());
     }
-    op.system.step = IN_VAIN;
+    op.step = IN_VAIN;
     go_on(op)
 }
 
