@@ -28,8 +28,7 @@
 //!     let bytes = packet.bytes()?;
 //!     match packet.op {
 //!         Op::Accept { incoming: Some(new), .. } => new.associate(1)?.recv(Buf::pooled())?,
-//!         Op::Recv { stream, buf } if bytes > 0 => stream.send(buf)?,
-//!         Op::Send { stream, .. } => stream.recv(Buf::pooled())?,
+//!         Op::Recv { stream, buf } if bytes > 0 => stream.exchange(buf)?, // sends, then receives
 //!         _ => {} // dropping the stream closes it
 //!     }
 //!     Ok(())

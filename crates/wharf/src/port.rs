@@ -172,7 +172,7 @@ impl Builder {
         // SAFETY: only blocks of this port are kept in it, idle ones, which hold nothing of the
         // user's; and only blocks are started on its handles.
         unsafe {
-            raw.shared().set_owner(raw::port::Owner {
+            raw.shared().set_hooks(raw::port::Hooks {
                 free: Block::<K, M>::free,
                 has_sent: Block::<K, M>::has_sent,
             });

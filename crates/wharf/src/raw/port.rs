@@ -103,12 +103,12 @@ pub(crate) struct Shared {
     /// Idle operations that no thread has for itself.
     spare: Mutex<Spare>,
     /// What the layer above does with its operations.
-    owner: OnceLock<Owner>,
+    hooks: OnceLock<Hooks>,
 }
 
 /// What the layer above does with its operations. Each function may be called by any thread.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Owner {
+pub(crate) struct Hooks {
     /// Frees an idle one.
     pub(crate) free: unsafe fn(*mut Operation),
     /// Lets go of what one has sent that is about to receive. Called under its handle's lock.
@@ -206,7 +206,7 @@ impl Shared {
             tallies: Mutex::new(Vec::new()),
             others: Tally::default(),
             spare: Mutex::new(Spare::new()),
-            owner: OnceLock::new(),
+            hooks: OnceLock::new(),
         });
         for pool in port.lanes().iter().flat_map(Lane::pools) {
             let weak = Arc::downgrade(&port);
@@ -294,8 +294,8 @@ impl Shared {
     ///
     /// Whatever is given to [`Self::put_spare`] may be freed by `free`; of whatever is started on
     /// a handle of this port, `has_sent` may be told that it has.
-    pub(crate) unsafe fn set_owner(&self, owner: Owner) {
-        let _ = self.owner.set(owner);
+    pub(crate) unsafe fn set_hooks(&self, hooks: Hooks) {
+        let _ = self.hooks.set(hooks);
     }
 
     /// Tells the layer above that an operation has sent what it had to, and receives next.
@@ -305,9 +305,9 @@ impl Shared {
     /// So it is.
     #[inline]
     pub(super) unsafe fn has_sent(&self, operation: *mut Operation) {
-        if let Some(owner) = self.owner.get() {
-            // SAFETY: the caller's promise, and that of `set_owner`.
-            unsafe { (owner.has_sent)(operation) };
+        if let Some(hooks) = self.hooks.get() {
+            // SAFETY: the caller's promise, and that of `set_hooks`.
+            unsafe { (hooks.has_sent)(operation) };
         }
     }
 
@@ -322,7 +322,7 @@ impl Shared {
     ///
     /// # Safety
     ///
-    /// It is idle, the caller's, and of the kind that [`Self::set_owner`] speaks of.
+    /// It is idle, the caller's, and of the kind that [`Self::set_hooks`] speaks of.
     #[inline]
     pub(crate) unsafe fn put_spare(&self, operation: *mut Operation) {
         if let Some(Binding { spare, .. }) = self.binding()
@@ -356,9 +356,9 @@ impl Shared {
     ///
     /// As for `put_spare`.
     unsafe fn free_spare(&self, operation: *mut Operation) {
-        if let Some(owner) = self.owner.get() {
-            // SAFETY: the caller's promise, and that of `set_owner`.
-            unsafe { (owner.free)(operation) };
+        if let Some(hooks) = self.hooks.get() {
+            // SAFETY: the caller's promise, and that of `set_hooks`.
+            unsafe { (hooks.free)(operation) };
         }
     }
 

@@ -24,6 +24,10 @@ enum Kind {
     Each,
     Send,
     Vectored,
+    /// An exchange that sends.
+    Exchange,
+    /// One that has sent, and receives.
+    Answer,
     /// A receive without room.
     Readable,
     /// A receive with a deadline that does not pass.
@@ -71,6 +75,8 @@ const KINDS: &[Kind] = &[
     Kind::Each,
     Kind::Send,
     Kind::Vectored,
+    Kind::Exchange,
+    Kind::Answer,
     Kind::Readable,
     Kind::Timed,
     Kind::Silent,
@@ -161,7 +167,7 @@ struct Scene {
 impl Kind {
     fn can_be(self, state: State) -> bool {
         match state {
-            State::Starved => matches!(self, Self::Pooled | Self::Each),
+            State::Starved => matches!(self, Self::Pooled | Self::Each | Self::Exchange),
             State::Queued | State::Submitted => true,
             _ => self != Self::Silent,
         }
@@ -177,6 +183,12 @@ impl Kind {
             Self::Pooled => start.recv(Buf::pooled()).is_ok(),
             Self::Each => start.recv_each().is_ok(),
             Self::Send => start.send(data()).is_ok(),
+            Self::Exchange => start.exchange(data()).is_ok(),
+            Self::Answer => {
+                let mut own = scene.size.vec().into_vec();
+                own.push(1);
+                start.exchange_exact(own, 100).is_ok()
+            }
             Self::Vectored => start.send_vectored(vec![data(), data(), data()]).is_ok(),
             Self::Readable => start.recv(Vec::new()).is_ok(),
             Self::Timed => start.deadline(PATIENCE * 2).recv(scene.size.vec()).is_ok(),

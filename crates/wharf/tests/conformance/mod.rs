@@ -9,6 +9,7 @@
 mod datagrams;
 #[cfg(unix)]
 mod descriptors;
+mod exchange;
 mod files;
 mod lifecycle;
 mod lifecycle_of_others;
