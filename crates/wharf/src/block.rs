@@ -581,10 +581,9 @@ impl Payload {
     fn is_empty(&self) -> bool {
         match self {
             Self::Idle | Self::Posted => true,
-            Self::Recv(buf, _)
-            | Self::Send(buf)
-            | Self::Exchange(buf, _)
-            | Self::Read(buf, _) => buf.wants_pool(),
+            Self::Recv(buf, _) | Self::Send(buf) | Self::Exchange(buf, _) | Self::Read(buf, _) => {
+                buf.wants_pool()
+            }
             _ => false,
         }
     }

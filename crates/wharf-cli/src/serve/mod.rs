@@ -61,7 +61,9 @@ pub(crate) fn run(options: &Serve) -> anyhow::Result<()> {
     let begin = Instant::now();
     let idle = site.is_some().then_some(options.idle);
     let files = site.map(|site| Files::new(site, totals.clone(), options.idle));
-    let server = Server::new(options.service, options.size, files, totals.clone());
+    // All of them have the same.
+    let driver = groups.first().map_or(options.driver, |group| group.port.driver());
+    let server = Server::new(options.service, options.size, files, totals.clone(), driver);
     let supervisor = Supervisor {
         groups: &groups,
         listeners,

@@ -14,13 +14,20 @@ use std::{
     time::Duration,
 };
 
-use wharf::{Buf, Incoming, Listener, Op, Packet, Result, Stream};
+use wharf::{Buf, Driver, Incoming, Listener, Op, Packet, Result, Stream};
 
 use super::{
     datagram::{self, Counters},
     files::{Exchange, Files, Then},
 };
 use crate::{cli::Service, system};
+
+/// How many connections have a buffer of their own, all ports taken together. It is received into, sent
+/// from, and received into again, a twentieth of an echo cheaper than one of the pool. More than that
+/// share the pool, in which a connection that waits holds nothing: so memory stays bounded.
+const OWN_BUFFERS: usize = 1024;
+/// Bytes in one: as many as in one of the pool.
+const OWN_BUFFER: usize = 8 << 10;
 
 /// How long an accept that failed pauses before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
@@ -40,6 +47,8 @@ pub(super) struct Connection {
     received: AtomicU64,
     sent: AtomicU64,
     fate: AtomicU8,
+    /// It has a buffer of its own.
+    owns_buffer: bool,
     /// What is being sent lies in memory of its own, and not in a buffer of the pool.
     moved: AtomicBool,
     /// Bytes received and sent when the supervisor last looked.
@@ -61,13 +70,14 @@ enum Fate {
 }
 
 impl Connection {
-    fn new(totals: Arc<Totals>, exchange: Option<Box<Exchange>>) -> Self {
+    fn new(totals: Arc<Totals>, exchange: Option<Box<Exchange>>, owns_buffer: bool) -> Self {
         totals.accepted.fetch_add(1, Ordering::Relaxed);
         Self {
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             fate: AtomicU8::new(Fate::Cut as u8),
-            moved: AtomicBool::new(false),
+            owns_buffer,
+            moved: AtomicBool::new(owns_buffer),
             seen: AtomicU64::new(u64::MAX),
             ending: AtomicBool::new(false),
             exchange,
@@ -140,6 +150,9 @@ fn add(counter: &AtomicU64, bytes: usize) {
 /// Counts the connection among those that have ended.
 impl Drop for Connection {
     fn drop(&mut self) {
+        if self.owns_buffer {
+            self.totals.own_buffers.fetch_sub(1, Ordering::Relaxed);
+        }
         let mut ended = self.totals.ended.lock().unwrap_or_else(PoisonError::into_inner);
         ended.received += *self.received.get_mut();
         ended.sent += *self.sent.get_mut();
@@ -156,6 +169,8 @@ impl Drop for Connection {
 pub(super) struct Totals {
     accepted: AtomicU64,
     listeners: AtomicUsize,
+    /// Connections that have a buffer of their own.
+    own_buffers: AtomicUsize,
     draining: AtomicBool,
     requests: AtomicU64,
     ended: Mutex<Ended>,
@@ -244,6 +259,12 @@ fn serve_file(files: &Files, op: Op<Key>, bytes: usize, result: Result<usize>) -
     Ok(())
 }
 
+/// Gives a buffer up for one that the pool will give.
+fn shared(buf: Buf) -> Buf {
+    drop(buf);
+    Buf::pooled()
+}
+
 /// Handles the packets of all connections and sockets.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -252,6 +273,8 @@ pub(super) struct Server {
     /// Instead of the service.
     files: Option<Files>,
     totals: Arc<Totals>,
+    /// How many connections may have a buffer of their own.
+    own_buffers: usize,
 }
 
 impl Server {
@@ -260,8 +283,11 @@ impl Server {
         size: usize,
         files: Option<Files>,
         totals: Arc<Totals>,
+        driver: Driver,
     ) -> Self {
-        Self { service, size, files, totals }
+        // On epoll, the pool's is the one that was used last, and still in the processor's cache.
+        let own_buffers = if driver == Driver::Epoll { 0 } else { OWN_BUFFERS };
+        Self { service, size, files, totals, own_buffers }
     }
 
     /// Handles a packet. An error has ended its connection.
@@ -304,10 +330,14 @@ impl Server {
         let mut outcome = Ok(());
         if let Some(incoming) = incoming {
             let exchange = self.files.is_some().then(|| Box::new(Exchange::new()));
-            let connection = Connection::new(self.totals.clone(), exchange);
+            let owns_buffer = self.lends_buffer();
+            let connection = Connection::new(self.totals.clone(), exchange, owns_buffer);
             outcome = incoming.associate(Key::Connection(connection)).and_then(|stream| {
                 let buf = match self.service {
                     _ if self.files.is_some() => return Ok(stream.recv(Buf::pooled())?),
+                    Service::Echo | Service::Discard if owns_buffer => {
+                        Buf::with_capacity(OWN_BUFFER)
+                    }
                     Service::Echo | Service::Discard => Buf::pooled(),
                     Service::Block | Service::Work => Buf::with_capacity(self.size),
                 };
@@ -332,10 +362,23 @@ impl Server {
         outcome
     }
 
+    /// Whether another connection may have a buffer of its own, which it has then.
+    fn lends_buffer(&self) -> bool {
+        if self.files.is_some() || !matches!(self.service, Service::Echo | Service::Discard) {
+            return false;
+        }
+        let lent = &self.totals.own_buffers;
+        let lends = lent.fetch_add(1, Ordering::Relaxed) < self.own_buffers;
+        if !lends {
+            lent.fetch_sub(1, Ordering::Relaxed);
+        }
+        lends
+    }
+
     /// Starts the next receive. `buf` is the connection's own buffer, or stands for the pool's.
     fn receive(&self, stream: &Stream<Key>, buf: Buf) -> Result<()> {
         match self.service {
-            Service::Echo | Service::Discard => stream.recv(Buf::pooled())?,
+            Service::Echo | Service::Discard => stream.recv(buf)?,
             Service::Block | Service::Work => stream.recv_exact(buf, self.size)?,
         }
         Ok(())
@@ -366,9 +409,9 @@ impl Server {
         match self.service {
             Service::Echo => self.send(stream, buf)?,
             Service::Discard => {
-                // The buffer is the pool's again before the next receive asks for one.
-                drop(buf);
-                self.receive(stream, Buf::pooled())?;
+                // What was the pool's is so again before the next receive asks for a buffer.
+                let next = if connection.owns_buffer { buf } else { shared(buf) };
+                self.receive(stream, next)?;
             }
             Service::Block | Service::Work if bytes < self.size => {
                 // The peer, or the drain, has ended it in the middle of a message.
@@ -413,10 +456,10 @@ impl Server {
         let Key::Connection(connection) = stream.key() else { return Ok(()) };
         add(&connection.sent, bytes);
         match result {
+            // The rest of a connection that shares the pool.
             Ok(_) => {
-                drop(buf);
                 connection.moved.store(false, Ordering::Relaxed);
-                self.receive(stream, Buf::pooled())
+                self.receive(stream, shared(buf))
             }
             // The peer does not read, and others need the pool's buffers: the rest waits in
             // memory of its own. On a closed connection the send is refused.

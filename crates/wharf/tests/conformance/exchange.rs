@@ -97,7 +97,9 @@ fn exactly_so_many_bytes_are_received() {
         stream.exchange_exact(vec![1; 9], 9).unwrap();
         assert_eq!(&received(next(&port))[..], b" and more");
         // Into what cannot be written to, nothing can.
-        for (buf, bytes) in [(Buf::from("static"), 1), (Buf::from(vec![1; 4]), 5), (vec![1].into(), 0)] {
+        for (buf, bytes) in
+            [(Buf::from("static"), 1), (Buf::from(vec![1; 4]), 5), (vec![1].into(), 0)]
+        {
             let refused = stream.exchange_exact(buf, bytes).unwrap_err();
             assert_eq!(refused.error.kind(), ErrorKind::InvalidInput);
             assert!(!refused.value.is_empty());
@@ -238,7 +240,10 @@ fn a_refused_exchange_gives_its_buffer_back() {
             stream.send(pattern(0, 16 << 20)).unwrap();
         }
         let refused = stream.exchange("text").unwrap_err();
-        assert_eq!((refused.error.kind(), &refused.value[..]), (ErrorKind::QueueFull, &b"text"[..]));
+        assert_eq!(
+            (refused.error.kind(), &refused.value[..]),
+            (ErrorKind::QueueFull, &b"text"[..])
+        );
         stream.close();
         let refused = stream.exchange("text").unwrap_err();
         assert_eq!((refused.error.kind(), &refused.value[..]), (ErrorKind::Closed, &b"text"[..]));
