@@ -1,9 +1,9 @@
 //! The services: what is done with a packet.
 //!
-//! A connection has one operation in flight at a time: a receive, then an exchange, which sends what
-//! came and is the next receive. So a peer that does not read makes the server hold one buffer and read no
-//! more from it, and what is known about a connection is written by one worker at a time, without
-//! locks or counters that workers share.
+//! A connection has one operation in flight at a time: a receive, then an exchange, which sends
+//! what came and is the next receive. So a peer that does not read makes the server hold one buffer
+//! and read no more from it, and what is known about a connection is written by one worker at a
+//! time, without locks or counters that workers share.
 
 use std::{
     sync::{
@@ -22,9 +22,10 @@ use super::{
 };
 use crate::{cli::Service, system};
 
-/// How many connections have a buffer of their own, all ports taken together. It is received into, sent
-/// from, and received into again, a twentieth of an echo cheaper than one of the pool. More than that
-/// share the pool, in which a connection that waits holds nothing: so memory stays bounded.
+/// How many connections have a buffer of their own, all ports taken together. It is received into,
+/// sent from, and received into again, which is a twentieth of an echo cheaper than one of the
+/// pool. More than that share the pool, in which a connection that waits holds nothing: so memory
+/// stays bounded.
 const OWN_BUFFERS: usize = 1024;
 /// Bytes in one: as many as in one of the pool.
 const OWN_BUFFER: usize = 8 << 10;

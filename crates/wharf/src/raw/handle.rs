@@ -524,7 +524,8 @@ impl Handle {
         false
     }
 
-    /// Sends what an operation sends before it receives, if nothing has to wait for it. True: the operation has gone on.
+    /// Sends what an operation sends before it receives, if nothing has to wait for it. True: the
+    /// operation has gone on.
     ///
     /// # Safety
     ///
