@@ -22,7 +22,7 @@ fn received(packet: Packet) -> Buf {
     }
 }
 
-/// The buffer of one that has not sent.
+/// The buffer of a send, or of an exchange that has not sent.
 fn unsent(packet: Packet) -> Buf {
     match packet.op {
         Op::Send { buf, .. } => buf,
@@ -160,7 +160,8 @@ fn both_halves_keep_their_order() {
     });
 }
 
-/// Would catch: a failed send that receives all the same, or whose buffer or bytes are lost.
+/// Would catch: a failed send that receives all the same, or whose buffer or bytes are lost; and an
+/// operation in the same memory that does what the exchange has not done.
 #[test]
 fn what_cannot_be_sent_is_not_answered() {
     run(|| {
@@ -173,6 +174,9 @@ fn what_cannot_be_sent_is_not_answered() {
         assert_eq!(packet.result.as_ref().unwrap_err().kind(), ErrorKind::BrokenPipe);
         assert_eq!(&unsent(packet)[..], b"too late");
         assert_eq!(stream.pending(), wharf::Pending::default());
+        let (other, _peer) = pair(&port);
+        other.send("alone").unwrap();
+        assert_eq!(&unsent(next(&port))[..], b"alone");
     });
 }
 
