@@ -31,6 +31,8 @@ impl Folder {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("wharf-copy-{}-{number}", std::process::id()));
+        // What a process of the same number has left that was killed.
+        let _ = fs::remove_dir_all(&path);
         fs::create_dir(&path).expect("a folder");
         Self(path)
     }

@@ -146,6 +146,8 @@ fn a_server_works_where_little_memory_may_be_locked() {
     }
     // Where the other user may come to.
     let folder = env::temp_dir().join(format!("wharf-refused-{}", std::process::id()));
+    // What a process of the same number has left that was killed.
+    let _ = fs::remove_dir_all(&folder);
     fs::create_dir(&folder).expect("a folder");
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("our own folder");
     let program = folder.join("wharf");

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::{
         Barrier, Mutex,
@@ -29,11 +29,17 @@ pub(super) struct Folder(PathBuf);
 impl Folder {
     pub(super) fn new() -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("wharf-test-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).expect("a folder");
-        Self(path)
+        loop {
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            let name = format!("wharf-test-{}-{number}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            match fs::create_dir(&path) {
+                Ok(()) => return Self(path),
+                // What a process of the same number has left that was killed.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => panic!("a folder: {error}"),
+            }
+        }
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -778,7 +784,7 @@ fn sockets_take_registered_memory() {
         stream.send(slice).unwrap();
         let Op::Send { buf, .. } = next(&port).op else { panic!("a send") };
         let mut echo = [0; 5];
-        std::io::Read::read_exact(&mut peer, &mut echo).unwrap();
+        io::Read::read_exact(&mut peer, &mut echo).unwrap();
         assert_eq!(&echo, b"hello");
         stream.recv_exact(buf, 100).unwrap();
         peer.write_all(&[7; 100]).unwrap();
@@ -1043,7 +1049,7 @@ fn files_and_streams_are_not_taken_for_each_other() {
         let folder = Folder::new();
         let path = folder.file("there", b"content");
         let port = port(1);
-        let (reader, _writer) = std::io::pipe().unwrap();
+        let (reader, _writer) = io::pipe().unwrap();
         let refused = File::associate(&port, reader, 1).unwrap_err();
         assert_eq!(refused.error.kind(), ErrorKind::InvalidInput);
         assert!(refused.error.to_string().contains("Port::associate"), "{}", refused.error);
