@@ -574,10 +574,7 @@ impl Handle {
         // SAFETY: what has been sent is not needed any more.
         unsafe { self.port.has_sent(operation) };
         if op.flags.cancel || state.closing {
-            op.status = -sys::CANCELLED;
-            op.set_state(State::Waiting);
-            self.port.enqueue(Entry::Ready(operation));
-            return;
+            return self.cancel_queued(operation);
         }
         let direction = op.direction;
         let queue = state.queue(direction);
@@ -685,7 +682,7 @@ impl Handle {
     }
 
     fn cancel_queued(&self, operation: *mut Operation) {
-        // SAFETY: it was in a queue of ours until now, so it is alive, and the lock is held.
+        // SAFETY: it is in flight on this handle, so it is alive, and the lock is held.
         unsafe {
             (*operation).status = -sys::CANCELLED;
             (*operation).set_state(State::Waiting);
