@@ -14,22 +14,6 @@ use wharf::{
 
 use super::support::*;
 
-/// The buffer of an exchange that has received.
-fn received(packet: Packet) -> Buf {
-    match packet.op {
-        Op::Recv { buf, .. } => buf,
-        other => panic!("not a receive: {other:?}"),
-    }
-}
-
-/// The buffer of a send, or of an exchange that has not sent.
-fn unsent(packet: Packet) -> Buf {
-    match packet.op {
-        Op::Send { buf, .. } => buf,
-        other => panic!("not a send: {other:?}"),
-    }
-}
-
 fn hears(peer: &mut impl Read, expected: &[u8]) {
     let mut heard = vec![0; expected.len()];
     peer.read_exact(&mut heard).unwrap();
@@ -172,11 +156,11 @@ fn what_cannot_be_sent_is_not_answered() {
         stream.exchange("too late").unwrap();
         let packet = next(&port);
         assert_eq!(packet.result.as_ref().unwrap_err().kind(), ErrorKind::BrokenPipe);
-        assert_eq!(&unsent(packet)[..], b"too late");
+        assert_eq!(&sent(packet)[..], b"too late");
         assert_eq!(stream.pending(), wharf::Pending::default());
         let (other, _peer) = pair(&port);
         other.send("alone").unwrap();
-        assert_eq!(&unsent(next(&port))[..], b"alone");
+        assert_eq!(&sent(next(&port))[..], b"alone");
     });
 }
 
@@ -194,13 +178,13 @@ fn each_half_can_end_it() {
         assert_eq!((stream.pending().sends, stream.cancel_all()), (1, 1));
         let packet = next(&port);
         assert!(packet.result.as_ref().unwrap_err().is_cancelled());
-        let sent = packet.bytes;
-        drop(unsent(packet));
+        let bytes = packet.bytes;
+        drop(sent(packet));
         stream.close();
         drop(stream);
         let mut heard = Vec::new();
         peer.read_to_end(&mut heard).unwrap();
-        assert!(heard[..] == pattern(0, sent)[..], "not what it says it has sent");
+        assert!(heard[..] == pattern(0, bytes)[..], "not what it says it has sent");
 
         // While it receives.
         let (stream, mut peer) = pair(&port);
@@ -225,7 +209,7 @@ fn each_half_can_end_it() {
         stream.start().deadline(soon).exchange(large()).unwrap();
         let packet = next(&port);
         assert_eq!(packet.result.as_ref().unwrap_err().kind(), ErrorKind::TimedOut);
-        unsent(packet);
+        sent(packet);
         let (stream, _peer) = pair(&port);
         stream.start().deadline(soon).exchange("x").unwrap();
         let packet = next(&port);

@@ -14,20 +14,6 @@ use wharf::{Buf, ErrorKind, Now};
 
 use super::support::*;
 
-fn received(packet: Packet) -> Buf {
-    match packet.op {
-        Op::Recv { buf, .. } => buf,
-        other => panic!("not a receive: {other:?}"),
-    }
-}
-
-fn sent(packet: Packet) -> Buf {
-    match packet.op {
-        Op::Send { buf, .. } => buf,
-        other => panic!("not a send: {other:?}"),
-    }
-}
-
 fn id(packet: &Packet) -> u64 {
     packet.context.as_ref().expect("a context").id
 }

@@ -31,13 +31,6 @@ fn to(port: &Port, key: u32) -> (Stream, File) {
     (stream, other.into())
 }
 
-fn received(packet: Packet) -> Buf {
-    match packet.op {
-        Op::Recv { buf, .. } => buf,
-        other => panic!("not a receive: {other:?}"),
-    }
-}
-
 /// Would catch: a request that a pipe does not know, a part that is lost, or an end that is not
 /// told.
 #[test]

@@ -143,6 +143,22 @@ pub(crate) fn next(port: &Port) -> Packet {
     }
 }
 
+/// The buffer of a receive, or of an exchange that has received.
+pub(crate) fn received(packet: Packet) -> Buf {
+    match packet.op {
+        Op::Recv { buf, .. } => buf,
+        other => panic!("not a receive: {other:?}"),
+    }
+}
+
+/// The buffer of a send, or of an exchange that has not sent.
+pub(crate) fn sent(packet: Packet) -> Buf {
+    match packet.op {
+        Op::Send { buf, .. } => buf,
+        other => panic!("not a send: {other:?}"),
+    }
+}
+
 /// What is there at once.
 pub(crate) fn poll(port: &Port) -> Option<Packet> {
     match port.wait_for(Duration::ZERO) {
