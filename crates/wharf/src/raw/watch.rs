@@ -10,8 +10,12 @@
 //! says when it last came back from the kernel, and a look is due only so long after the earliest
 //! of them. Waking somebody to look costs several times as much, so nobody is woken as long as all
 //! get on.
+//!
+//! Where others use the processors too, so that workers wait their turn, it is slower still: a look
+//! would take a turn from somebody, and find most often that the worker has none.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     fs::File,
     os::unix::fs::FileExt,
@@ -28,7 +32,7 @@ use super::{
 };
 use crate::{
     sync::lock,
-    sys::{Alarm, Lane, processor_time},
+    sys::{Alarm, Lane, processor_delay, processor_time},
 };
 
 /// A first block is noticed within a millisecond. A look costs a few microseconds, a good part of
@@ -54,8 +58,25 @@ const RESTS: u32 = 8;
 /// so long, whoever can get one should.
 const COMPUTES: Duration = Duration::from_micros(450);
 const OUTRUN: Duration = Duration::from_millis(10);
+/// The pace where others use the processors too: where a worker has lately waited for one for a
+/// quarter of the time. A look would mostly come while it waits, take somebody's turn, and find
+/// nothing; and whoever takes a lane over would have to wait, too. Most schedulers change turns
+/// every 4 ms or sooner.
+const CROWDED: Duration = Duration::from_millis(4);
+const CROWDED_FROM: u32 = 4;
+/// There, a look is put off so much earlier, before the worker's turn is over. It is due after
+/// what makes the scheduler change turns, so that the processor's timer mostly stays as it is.
+const TURN: Duration = Duration::from_micros(2500);
+/// How long processors are taken to stay crowded, and how often a worker asks.
+const CROWD: Duration = Duration::from_millis(100);
+const ASK: Duration = Duration::from_millis(25);
 /// How many packets must wait in a lane that gets on before an idle worker is woken to help.
 const HELP_FROM: u32 = 8;
+
+thread_local! {
+    /// When this worker last asked how long it has waited for processors, and what it was told.
+    static DELAYED: Cell<Option<(Instant, Option<Duration>)>> = const { Cell::new(None) };
+}
 
 #[derive(Debug)]
 pub(crate) struct Watch {
@@ -68,6 +89,8 @@ pub(crate) struct Watch {
     rests: AtomicU32,
     /// When it last was, by the alarm's clock.
     rested: AtomicU64,
+    /// Until when processors are taken to be crowded, by the alarm's clock.
+    crowded_until: AtomicU64,
     /// None: the watching worker wakes at every look, as it does while blocks keep coming.
     alarm: Option<Alarm>,
     /// When each lane's holder was last seen to get on, by the alarm's clock.
@@ -140,6 +163,7 @@ impl Watch {
             idle_looks: AtomicU32::new(0),
             rests: AtomicU32::new(0),
             rested: AtomicU64::new(0),
+            crowded_until: AtomicU64::new(0),
             state: Mutex::new(State {
                 lanes: vec![
                     Looked { progress: 0, since: Instant::now(), used: None };
@@ -175,6 +199,11 @@ impl Watch {
             self.idle_looks.store(0, Ordering::Relaxed);
         }
         Some(if self.alert() { FAST } else { SLOW })
+    }
+
+    /// How long after a worker was last seen to get on the next look is due.
+    fn pace(&self, now: u64) -> Pace {
+        if now < self.crowded_until.load(Ordering::Relaxed) { Pace::CROWDED } else { Pace::SLOW }
     }
 
     /// How long a worker in an idle lane sleeps before it looks, where none is parked.
@@ -237,13 +266,34 @@ impl Watch {
         if let Some(alarm) = &self.alarm
             && let Some(due) = alarm.due()
         {
-            let now = alarm.at(now);
+            let (time, now) = (now, alarm.at(now));
             self.seen[lane].0.store(now, Ordering::Relaxed);
             let submits = port.lanes().get(lane).map_or(0, Lane::unsubmitted);
             let ahead = u64::from(submits) * nanos(SUBMISSION);
-            if due < now + nanos(MARGIN) + ahead {
+            if due < now + self.pace(now).margin + ahead {
+                self.notice_crowd(time, now, processor_delay);
                 self.put_off(port, lane, alarm, due, now);
             }
+        }
+    }
+
+    /// Asks now and then how long this worker has waited for a processor.
+    fn notice_crowd(
+        &self,
+        time: Instant,
+        now: u64,
+        delay: impl FnOnce() -> Option<Duration>,
+    ) {
+        let last = DELAYED.get();
+        if last.is_some_and(|(asked, _)| time - asked < ASK) {
+            return;
+        }
+        let delay = delay();
+        DELAYED.set(Some((time, delay)));
+        if let (Some((asked, Some(before))), Some(delay)) = (last, delay)
+            && delay.saturating_sub(before) * CROWDED_FROM >= time - asked
+        {
+            self.crowded_until.store(now + nanos(CROWD), Ordering::Relaxed);
         }
     }
 
@@ -265,7 +315,7 @@ impl Watch {
                 }
             }
         }
-        if let Some(later) = later(due, oldest)
+        if let Some(later) = self.pace(now).later(due, oldest)
             && alarm.put_off(due, later)
             && help
         {
@@ -282,7 +332,7 @@ impl Watch {
         {
             if let Some(ear) = alarm.listen() {
                 if tick.is_some() && !alarm.is_set() {
-                    alarm.set(SLOW);
+                    alarm.set(self.pace(alarm.now()).tick());
                 }
                 return worker.park_listening(ear.bell(), || ear.wait(left));
             }
@@ -372,15 +422,32 @@ impl Watch {
     }
 }
 
-/// Until when a look may be put off that is due at `due`, if those who run have been seen to get on
-/// at `oldest` or later. None: it is not worth while.
-fn later(due: u64, oldest: u64) -> Option<u64> {
-    let later = oldest + nanos(SLOW);
-    (later >= due + nanos(MARGIN)).then_some(later)
+/// How often looks are made while no blocks come, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    tick: u64,
+    /// A look that is due within this time is put off.
+    margin: u64,
+}
+
+impl Pace {
+    const SLOW: Self = Self { tick: nanos(SLOW), margin: nanos(MARGIN) };
+    const CROWDED: Self = Self { tick: nanos(CROWDED), margin: nanos(TURN) };
+
+    fn tick(self) -> Duration {
+        Duration::from_nanos(self.tick)
+    }
+
+    /// Until when a look may be put off that is due at `due`, if those who run have been seen to
+    /// get on at `oldest` or later. None: it is not worth while.
+    fn later(self, due: u64, oldest: u64) -> Option<u64> {
+        let later = oldest + self.tick;
+        (later >= due + nanos(MARGIN)).then_some(later)
+    }
 }
 
 const fn nanos(time: Duration) -> u64 {
-    // They are all below a millisecond.
+    // They are all below a second.
     time.subsec_nanos() as u64
 }
 
@@ -424,10 +491,11 @@ mod tests {
         /// a margin that is added where it must not be.
         #[test]
         fn a_look_is_never_later_than_the_first_block_may_wait(
+            pace in prop::sample::select(vec![Pace::SLOW, Pace::CROWDED]),
             steps in prop::collection::vec((0usize..3, 0u64..400_000, any::<bool>()), 1..200),
         ) {
             let mut lanes = [Lane { runs: true, seen: 0 }; 3];
-            let (mut now, mut due) = (0, nanos(SLOW));
+            let (mut now, mut due) = (0, pace.tick);
             for (number, pause, runs) in steps {
                 now += pause;
                 while due <= now {
@@ -435,19 +503,19 @@ mod tests {
                     for lane in &mut lanes {
                         lane.seen = lane.seen.max(due);
                     }
-                    due += nanos(SLOW);
+                    due += pace.tick;
                 }
                 // It comes back from the kernel, and waits there again or not.
                 lanes[number] = Lane { runs: true, seen: now };
                 let others = lanes.iter().filter(|lane| lane.runs).map(|lane| lane.seen);
-                if due < now + nanos(MARGIN)
-                    && let Some(later) = later(due, others.min().unwrap_or(now))
+                if due < now + pace.margin
+                    && let Some(later) = pace.later(due, others.min().unwrap_or(now))
                 {
                     prop_assert!(later > due);
                     due = later;
                 }
                 for lane in lanes.iter().filter(|lane| lane.runs) {
-                    prop_assert!(due <= lane.seen + nanos(SLOW));
+                    prop_assert!(due <= lane.seen + pace.tick);
                 }
                 lanes[number].runs = runs;
             }
@@ -475,6 +543,33 @@ mod tests {
         assert!(lane.computes(start + ms(12), None), "where the system does not say");
     }
 
+    /// Would catch: a watch that does not learn that others use the processor, or never forgets it;
+    /// one that takes a worker with a processor of its own for one that waits.
+    #[test]
+    fn who_waits_for_a_processor_is_in_a_crowd() {
+        let watch = Watch::new(1, true);
+        let ms = Duration::from_millis;
+        let start = Instant::now();
+        let ask = |at: Duration, delay| {
+            let now = u64::try_from(at.as_nanos()).unwrap();
+            let asked = Cell::new(false);
+            watch.notice_crowd(start + at, now, || {
+                asked.set(true);
+                delay
+            });
+            (asked.get(), watch.pace(now).tick == Pace::CROWDED.tick)
+        };
+        assert_eq!(ask(ms(0), Some(ms(500))), (true, false), "it may have been at any time");
+        assert_eq!(ask(ms(24), Some(ms(524))), (false, false), "it asks seldom");
+        assert_eq!(ask(ms(100), Some(ms(524))), (true, false), "less than a quarter");
+        assert_eq!(ask(ms(140), Some(ms(534))), (true, true));
+        assert_eq!(ask(ms(239), Some(ms(534))), (true, true), "for a while");
+        assert_eq!(ask(ms(240), Some(ms(534))), (false, false), "no longer");
+        assert_eq!(ask(ms(265), None), (true, false), "where the system does not say");
+        assert_eq!(ask(ms(266), None), (false, false), "it asks seldom there, too");
+        assert_eq!(ask(ms(300), Some(ms(600))), (true, false));
+    }
+
     /// Would catch: a watch that wakes somebody a thousand times a second for nothing.
     #[test]
     fn nobody_is_woken_to_look_while_a_worker_gets_on() {
@@ -483,7 +578,7 @@ mod tests {
         for now in (0..1_000_000_000).step_by(50_000) {
             assert!(now < due);
             if due < now + nanos(MARGIN) {
-                due = later(due, now).expect("it gets on");
+                due = Pace::SLOW.later(due, now).expect("it gets on");
                 put_off += 1;
             }
         }

@@ -120,6 +120,12 @@ pub(crate) fn processor_time(thread: i32) -> Option<Duration> {
     told.then(|| Duration::new(time.0, time.1))
 }
 
+/// How long this thread has waited for a processor. None: the system does not tell.
+pub(crate) fn processor_delay() -> Option<Duration> {
+    let numbers = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    Some(Duration::from_nanos(numbers.split_ascii_whitespace().nth(1)?.parse().ok()?))
+}
+
 /// A descriptor as the system knows it.
 pub(crate) fn raw(descriptor: &OwnedDescriptor) -> RawDescriptor {
     descriptor.as_raw_fd()
@@ -238,5 +244,43 @@ pub(crate) fn kind_of(code: i32) -> ErrorKind {
         libc::ENOSPC | libc::EDQUOT | libc::EFBIG => ErrorKind::StorageFull,
         libc::ENOSYS | libc::EOPNOTSUPP | libc::EAFNOSUPPORT => ErrorKind::Unsupported,
         _ => ErrorKind::Other,
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Instant,
+    };
+
+    use super::*;
+
+    /// Would catch: a number that does not grow while others have the processor; another thread's.
+    #[test]
+    fn a_thread_knows_how_long_it_waits_for_a_processor() {
+        if processor_delay().is_none() {
+            eprintln!("SKIP processor_delay: no schedstat in /proc");
+            return;
+        }
+        let threads = 2 * std::thread::available_parallelism().unwrap().get();
+        let left = AtomicUsize::new(threads);
+        let end = Instant::now() + Duration::from_secs(20);
+        // Where there are more threads than processors, each has to wait for its turn.
+        let wait = || {
+            let mut waits = true;
+            while left.load(Ordering::Relaxed) > 0 {
+                if waits && processor_delay() > Some(Duration::from_millis(1)) {
+                    left.fetch_sub(1, Ordering::Relaxed);
+                    waits = false;
+                }
+                assert!(Instant::now() < end, "{:?}", processor_delay());
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(wait);
+            }
+        });
     }
 }
