@@ -60,7 +60,7 @@ impl Builder {
             setup: Setup {
                 driver: Driver::Auto,
                 concurrency: 0,
-                submissions: 256,
+                submissions: 512,
                 pool_count: 4096,
                 pool_size: 8 << 10,
                 datagram_pool_count: 512,
@@ -114,7 +114,7 @@ impl Builder {
     }
 
     /// The entries of each running slot's submission queue, rounded up to a power of two; its
-    /// completion queue has eight times as many. By default 256. This bounds how many submissions
+    /// completion queue has eight times as many. By default 512. This bounds how many submissions
     /// share a system call, not how many operations are in flight. Where too little memory may be
     /// locked the queues are made smaller.
     #[must_use]
@@ -231,7 +231,7 @@ impl<K, M> fmt::Debug for PortShared<K, M> {
 /// # When operations reach the kernel
 ///
 /// What a worker starts is submitted together with its next wait, in one system call; also when it
-/// declares a block, when another worker notices that it is stuck, and after 128 packets at the
+/// declares a block, when another worker notices that it is stuck, and after 256 packets at the
 /// latest. On threads that are no workers, operations are submitted as they are started. So a
 /// worker must not start something and then wait for its effect by other means than a packet,
 /// unless it does so within [`Port::blocking`].

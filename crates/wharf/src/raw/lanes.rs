@@ -51,9 +51,9 @@ const HARDLY_BUSY: u32 = 8;
 /// How many events a worker takes, packets or steps of operations that go on, before it enters the
 /// kernel to submit what they have started and to let it complete what has come in, even if more
 /// are ready.
-const BATCH: u32 = 128;
+const BATCH: u32 = 256;
 /// The same while handlers block: should the next one do, what waits would wait with it.
-const ALERT_BATCH: u32 = 8;
+const ALERT_BATCH: u32 = 16;
 
 /// After so many packets in a row the watch is told that the worker gets on, and what they cost is
 /// noted; where they are dear, after each.

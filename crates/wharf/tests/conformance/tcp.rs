@@ -629,6 +629,44 @@ fn unix_sockets_are_stream_sockets_too() {
     });
 }
 
+/// Would catch: a connection that the system keeps for the port when nobody has it any more: for
+/// good, or for as long as another one waits.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_connection_of_many_operations_is_let_go_like_any_other() {
+    use std::os::{fd::AsRawFd, linux::fs::MetadataExt, unix::net::UnixStream};
+
+    let connect = |port: &Port, rounds: usize| {
+        let (ours, mut peer) = UnixStream::pair().unwrap();
+        let entry = format!("/proc/self/fd/{}", ours.as_raw_fd());
+        let inode = std::fs::metadata(entry).unwrap().st_ino().to_string();
+        let stream = port.associate(ours, 0).unwrap();
+        for _ in 0..rounds {
+            peer.write_all(b"again").unwrap();
+            stream.recv(Vec::with_capacity(8)).unwrap();
+            assert_eq!(received(next(port)), b"again");
+        }
+        (stream, peer, inode)
+    };
+    let is_there = |inode: &str| {
+        let sockets = std::fs::read_to_string("/proc/self/net/unix").unwrap();
+        sockets.lines().any(|line| line.split_ascii_whitespace().any(|word| word == inode))
+    };
+    run(move || {
+        let port = port(1);
+        let (waiting, peer, _) = connect(&port, 100);
+        waiting.recv(Vec::with_capacity(8)).unwrap();
+        for rounds in [1, 63, 64, 65, 300] {
+            let (stream, _peer, inode) = connect(&port, rounds);
+            assert!(is_there(&inode));
+            drop(stream);
+            until("the connection is gone", || !is_there(&inode));
+        }
+        drop(peer);
+        assert_eq!(received(next(&port)), b"");
+    });
+}
+
 /// Would catch: a receive on a socket that is not connected that hangs, or one that ends the
 /// port.
 #[test]

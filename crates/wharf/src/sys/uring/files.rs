@@ -5,14 +5,15 @@
 //! with the ring has a number there, and nothing is counted.
 
 use std::{
-    io,
+    io::{self, Read},
+    os::{fd::AsRawFd, unix::net::UnixStream},
     sync::Mutex,
     sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering},
 };
 
 use linux_raw_sys::io_uring as abi;
 
-use super::{Ring, ring};
+use super::{Ring, Sqe, poll_in, ring};
 use crate::sync::lock;
 
 /// What the driver knows of a handle's descriptor.
@@ -113,6 +114,26 @@ impl Files {
             Err(error) => log::warn!("a ring keeps a file open: {error}"),
         }
     }
+}
+
+/// Whether a file is let go as soon as it is taken out. Before Linux 6.13 the kernel keeps it until
+/// all requests have ended that were made before on any file of the table: a receive, say, that
+/// waits for hours.
+pub(super) fn lets_go(ring: &Ring) -> io::Result<bool> {
+    let (idle, _peer) = UnixStream::pair()?;
+    let (closed, mut other) = UnixStream::pair()?;
+    other.set_nonblocking(true)?;
+    let files = Files::new(true);
+    let numbers = [&idle, &closed].map(|it| files.add(ring, it.as_raw_fd()));
+    let [Some(waits), Some(goes)] = numbers else { return Ok(false) };
+    let flags = 1 << abi::io_uring_sqe_flags_bit::IOSQE_FIXED_FILE_BIT as u8;
+    let entry = Sqe { fd: i32::from(waits), flags, user_data: 1, ..Sqe::default() };
+    // SAFETY: a poll points to nothing.
+    unsafe { ring.push(&[poll_in(entry)])? };
+    ring.enter(0, None)?;
+    files.remove(ring, goes);
+    drop(closed);
+    Ok(matches!(other.read(&mut [0]), Ok(0)))
 }
 
 /// Puts a file under a number, or none (-1).

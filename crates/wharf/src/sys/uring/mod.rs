@@ -56,6 +56,8 @@ pub(crate) struct Features {
     pub(crate) no_iowait: bool,
     /// IORING_OP_FTRUNCATE (Linux 6.9).
     pub(crate) truncate: bool,
+    /// A file that the ring knew by a number is closed as soon as it is taken out (Linux 6.13).
+    pub(crate) lets_go: bool,
 }
 
 /// Opcodes without which the driver cannot work, all known since Linux 5.11.
@@ -126,6 +128,7 @@ impl Features {
             poll_first: knows_poll_first(&ring).unwrap_or(false),
             no_iowait: ring.features() & abi::IORING_FEAT_NO_IOWAIT != 0,
             truncate: knows(abi::io_uring_op::IORING_OP_FTRUNCATE),
+            lets_go: files::lets_go(&ring).unwrap_or(false),
         })
     }
 }
@@ -224,6 +227,7 @@ impl Lane {
         features.cooperative &= !setup.without_cooperative;
         features.poll_first &= !setup.without_cooperative;
         features.truncate &= !setup.without_cooperative;
+        features.lets_go &= !setup.without_cooperative;
         let size = RingSize {
             submissions: setup.submissions,
             completions: setup.submissions.saturating_mul(8),
@@ -423,24 +427,46 @@ impl Lane {
         *entry = match op.request {
             _ if op.flags.pausing => self.prepare_rare(op, handle),
             // The frequent ones are made in place.
-            Request::ReceivePooled { .. } if socket && self.features.provided_buffers => Sqe {
-                opcode: abi::io_uring_op::IORING_OP_RECV as u8,
-                flags: SELECT_BUFFER,
-                ioprio: self.poll_first(op),
-                fd: handle.fd(),
-                len: clamp(self.pool.size()),
-                buf_index: Provided::GROUP,
-                ..Sqe::default()
-            },
-            Request::Send { buffer, length } if socket => Sqe {
-                opcode: abi::io_uring_op::IORING_OP_SEND as u8,
-                fd: handle.fd(),
-                // SAFETY: `bytes` never exceeds `length`.
-                addr: unsafe { buffer.add(op.bytes) } as u64,
-                len: clamp(length - op.bytes),
-                op_flags: SEND_FLAGS.cast_unsigned(),
-                ..Sqe::default()
-            },
+            Request::Receive { buffer, length: length @ 1.., exact } if socket => {
+                let (fd, flags) = self.socket_of(op, handle);
+                let wait = if exact { libc::MSG_WAITALL } else { 0 };
+                Sqe {
+                    opcode: abi::io_uring_op::IORING_OP_RECV as u8,
+                    flags,
+                    ioprio: self.poll_first(op),
+                    fd,
+                    // SAFETY: `bytes` never exceeds `length`.
+                    addr: unsafe { buffer.add(op.bytes) } as u64,
+                    len: clamp(length - op.bytes),
+                    op_flags: wait.cast_unsigned(),
+                    ..Sqe::default()
+                }
+            }
+            Request::ReceivePooled { .. } if socket && self.features.provided_buffers => {
+                let (fd, flags) = self.socket_of(op, handle);
+                Sqe {
+                    opcode: abi::io_uring_op::IORING_OP_RECV as u8,
+                    flags: flags | SELECT_BUFFER,
+                    ioprio: self.poll_first(op),
+                    fd,
+                    len: clamp(self.pool.size()),
+                    buf_index: Provided::GROUP,
+                    ..Sqe::default()
+                }
+            }
+            Request::Send { buffer, length } if socket => {
+                let (fd, flags) = self.socket_of(op, handle);
+                Sqe {
+                    opcode: abi::io_uring_op::IORING_OP_SEND as u8,
+                    flags,
+                    fd,
+                    // SAFETY: `bytes` never exceeds `length`.
+                    addr: unsafe { buffer.add(op.bytes) } as u64,
+                    len: clamp(length - op.bytes),
+                    op_flags: SEND_FLAGS.cast_unsigned(),
+                    ..Sqe::default()
+                }
+            }
             Request::Read { buffer, length, offset } => {
                 let (fd, flags) = self.file_of(op, handle);
                 let number = self.memory_of(op);
@@ -479,17 +505,10 @@ impl Lane {
         }
         match op.request {
             Request::Receive { length: 0, .. } | Request::Readable => poll_in(entry),
-            Request::Receive { buffer, length, .. } if !socket => {
+            Request::Receive { buffer, length, .. } => {
                 // SAFETY: `bytes` never exceeds `length`.
                 let rest = unsafe { buffer.add(op.bytes) };
                 read(unplaced(entry), rest, length - op.bytes)
-            }
-            Request::Receive { buffer, length, exact } => {
-                // SAFETY: `bytes` never exceeds `length`.
-                let rest = unsafe { buffer.add(op.bytes) };
-                let flags = if exact { libc::MSG_WAITALL } else { 0 };
-                let entry = receive(entry, rest, length - op.bytes, flags);
-                Sqe { ioprio: self.poll_first(op), ..entry }
             }
             Request::ReceivePooled { .. } if self.features.provided_buffers => {
                 select_buffer(read(unplaced(entry), std::ptr::null_mut(), self.pool.size()))
@@ -607,6 +626,12 @@ impl Lane {
                 nothing()
             }
         }
+    }
+
+    /// The same for a socket.
+    #[inline]
+    fn socket_of(&self, op: &Operation, handle: &Handle) -> (i32, u8) {
+        if self.features.lets_go { self.file_of(op, handle) } else { (handle.fd(), 0) }
     }
 
     /// The file of an operation, and the flag that says whether it is named by a number.

@@ -39,6 +39,13 @@ pub(crate) fn probe() -> Result<Vec<Feature>> {
             gives: "cutting files without waiting; without it the thread that starts it does it",
         },
         Feature {
+            name: "IORING_REGISTER_FILES2, prompt",
+            present: found.lets_go,
+            since: "6.13",
+            gives: "busy connections that a ring knows by a number; without it, where one that is \
+                    closed might be kept for as long as another waits, they have none",
+        },
+        Feature {
             name: "IORING_ENTER_NO_IOWAIT",
             present: found.no_iowait,
             since: "6.15",
