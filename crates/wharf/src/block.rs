@@ -10,7 +10,7 @@ use std::{
     net::Shutdown,
     ptr,
     sync::{
-        Arc, MutexGuard,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -28,7 +28,7 @@ use crate::{
         self, Datagram, Gather, Operation, Request, Slice,
         handle::{Attempted, Queues},
     },
-    sync::lock,
+    sync::{SpinGuard, lock},
     sys::{self, Descriptor, Kind},
     transmit::Transmit,
     udp,
@@ -359,7 +359,7 @@ impl<K, M> HandleShared<K, M> {
         self: &Arc<Self>,
         payload: Payload,
         extras: Extras<M>,
-        (state, done): (MutexGuard<'_, Queues>, usize),
+        (state, done): (SpinGuard<'_, Queues>, usize),
     ) -> Result<OpId, Refused<Payload>> {
         let block = self.port.take_block();
         self.start(block, payload, extras, Some((state, done)))
@@ -372,7 +372,7 @@ impl<K, M> HandleShared<K, M> {
         block: *mut Block<K, M>,
         payload: Payload,
         extras: Extras<M>,
-        begun: Option<(MutexGuard<'_, Queues>, usize)>,
+        begun: Option<(SpinGuard<'_, Queues>, usize)>,
     ) -> Result<OpId, Refused<Payload>> {
         // SAFETY: the block is ours alone.
         let id = unsafe { (*block).fill(payload, extras.context) };
@@ -395,7 +395,7 @@ impl<K, M> HandleShared<K, M> {
         block: *mut Block<K, M>,
         deadline: Option<Duration>,
         silent: bool,
-        begun: Option<(MutexGuard<'_, Queues>, usize)>,
+        begun: Option<(SpinGuard<'_, Queues>, usize)>,
     ) -> Result<(), Error> {
         // SAFETY: the caller's promise.
         let fields = unsafe { &mut *block };

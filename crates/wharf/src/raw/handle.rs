@@ -6,11 +6,7 @@
 //! socket's buffer is full; with one each, order is the order of starting. What says itself where
 //! in a file it works goes to the kernel at once.
 
-use std::{
-    mem::ManuallyDrop,
-    ptr,
-    sync::{Arc, Mutex, MutexGuard},
-};
+use std::{mem::ManuallyDrop, ptr, sync::Arc};
 
 use super::{
     datagram::Datagrams,
@@ -19,7 +15,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind},
-    sync::lock,
+    sync::{SpinGuard, SpinLock},
     sys::{
         self, Identity, Kind, NO_DESCRIPTOR, OwnedDescriptor, RawDescriptor, Registration, Step,
         Tried,
@@ -168,7 +164,7 @@ pub struct Handle {
     is_branch: bool,
     pub(super) datagrams: Datagrams,
     registration: Registration,
-    state: Mutex<Queues>,
+    state: SpinLock<Queues>,
     identity: Identity,
 }
 
@@ -228,7 +224,7 @@ impl Handle {
             deferred: List::new(),
             floating: Queue::new(),
         };
-        let state = Mutex::new(state);
+        let state = SpinLock::new(state);
         Self {
             fd: ManuallyDrop::new(fd),
             kind: identity.kind(),
@@ -269,7 +265,7 @@ impl Handle {
     /// From now on only one packet of this handle is out at a time: the next one is handed out
     /// after [`Self::release`].
     pub fn set_serial(&self, serial: bool) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.serial = serial;
         if !serial {
             // Nobody else will let those out that wait for their turn.
@@ -340,9 +336,9 @@ impl Handle {
 
     /// The queues, to put something into them.
     #[inline]
-    fn open(&self) -> Result<MutexGuard<'_, Queues>, Error> {
+    fn open(&self) -> Result<SpinGuard<'_, Queues>, Error> {
         self.port.check_process()?;
-        let state = lock(&self.state);
+        let state = self.state.lock();
         if state.closing || self.port.closed() {
             return Err(Error::of(ErrorKind::Closed, "start"));
         }
@@ -379,7 +375,7 @@ impl Handle {
     #[inline]
     pub(crate) unsafe fn begin(
         &self,
-        mut state: MutexGuard<'_, Queues>,
+        mut state: SpinGuard<'_, Queues>,
         operation: *mut Operation,
         done: usize,
     ) -> Result<(), Error> {
@@ -635,7 +631,7 @@ impl Handle {
         if self.port.check_process().is_err() {
             return false;
         }
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if !state.holds(operation.cast_mut()) || !meant(operation) {
             return false;
         }
@@ -654,7 +650,7 @@ impl Handle {
         }
         let mut count = 0;
         let mut lanes = Vec::new();
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         // Those that wait go first, so that none of them starts when the current one ends.
         for direction in Queues::ORDERED {
             while let Some(operation) = state.queue(direction).list.take_first() {
@@ -730,7 +726,7 @@ impl Handle {
         if self.port.check_process().is_err() {
             return;
         }
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let first = !std::mem::replace(&mut state.closing, true);
         self.shut_if_done(&mut state);
         drop(state);
@@ -741,7 +737,7 @@ impl Handle {
 
     /// Whether [`Self::close`] has been called.
     pub fn is_closed(&self) -> bool {
-        lock(&self.state).closing
+        self.state.lock().closing
     }
 
     /// close(2) sends no FIN while a receive is pending, and completes none either: so it is
@@ -852,8 +848,8 @@ impl Handle {
         if again { Outcome::More } else { Outcome::Last }
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Queues> {
-        lock(&self.state)
+    pub(crate) fn lock(&self) -> SpinGuard<'_, Queues> {
+        self.state.lock()
     }
 
     /// Submits an operation once more, or ends it with the error that prevents it.
@@ -902,14 +898,14 @@ impl Handle {
 
     /// How many operations wait or are in the kernel, in and out.
     pub(crate) fn pending(&self) -> [usize; 2] {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         [&state.input, &state.output]
             .map(|queue| queue.list.length as usize + usize::from(queue.busy()))
     }
 
     /// The packet of this serial handle that was out has been dealt with: the next may come.
     pub fn release(&self) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.out = false;
         if let Some(next) = state.deferred.take_first() {
             state.out = true;
@@ -936,7 +932,7 @@ pub(crate) enum Attempted<'a> {
     /// All, with that many bytes.
     Over(usize),
     /// So many bytes of it. The rest takes an operation, and these queues.
-    Left(MutexGuard<'a, Queues>, usize),
+    Left(SpinGuard<'a, Queues>, usize),
 }
 
 /// What becomes of an operation whose submission is over.

@@ -11,7 +11,7 @@
 use std::{
     cell::{Cell, RefCell},
     sync::atomic::{AtomicU64, Ordering},
-    sync::{Arc, Mutex, MutexGuard, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -25,7 +25,7 @@ use crate::{
     buf::Pooled,
     driver::{Choice, Driver},
     error::{Error, ErrorKind},
-    sync::lock,
+    sync::{SpinGuard, lock},
     sys::{
         self, Event, ForkGuard, Identity, Kind, Lane, NO_DESCRIPTOR, OwnedDescriptor, Registration,
         Step,
@@ -550,7 +550,7 @@ impl Shared {
     unsafe fn hand_out_late(
         &self,
         handle: &Handle,
-        state: MutexGuard<'_, Queues>,
+        state: SpinGuard<'_, Queues>,
         operation: *mut Operation,
         taking: &mut Taking<'_>,
     ) -> bool {
@@ -565,7 +565,7 @@ impl Shared {
     unsafe fn hand_out(
         &self,
         handle: &Handle,
-        mut state: MutexGuard<'_, Queues>,
+        mut state: SpinGuard<'_, Queues>,
         operation: *mut Operation,
         taking: &mut Taking<'_>,
     ) -> bool {

@@ -9,13 +9,12 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use linux_raw_sys::io_uring as abi;
 
-use crate::sys::Mapping;
+use crate::{sync::SpinLock, sys::Mapping};
 
 /// A submission queue entry, in the layout of `struct io_uring_sqe`.
 #[repr(C)]
@@ -66,7 +65,7 @@ pub(crate) struct Ring {
     size: RingSize,
     entries: AtomicU64,
     /// Guards the submission queue's tail and the entries behind it.
-    submit: Mutex<()>,
+    submit: SpinLock<()>,
     sq_head: *const AtomicU32,
     sq_tail: *const AtomicU32,
     sq_flags: *const AtomicU32,
@@ -178,7 +177,7 @@ impl Ring {
             no_iowait: params.features & abi::IORING_FEAT_NO_IOWAIT != 0,
             size: RingSize { submissions: params.sq_entries, completions: params.cq_entries },
             entries: AtomicU64::new(0),
-            submit: Mutex::new(()),
+            submit: SpinLock::new(()),
             sq_head: rings.atomic(params.sq_off.head),
             sq_tail: rings.atomic(params.sq_off.tail),
             sq_flags: rings.atomic(params.sq_off.flags),
@@ -244,7 +243,7 @@ impl Ring {
     /// What the entries point to must stay valid until their completions are taken.
     #[inline]
     pub(crate) unsafe fn push(&self, entries: &[Sqe]) -> io::Result<()> {
-        let _guard = self.submit.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.submit.lock();
         // SAFETY: the caller's promise; we hold the lock.
         unsafe { self.push_locked(entries) }
     }
@@ -266,7 +265,7 @@ impl Ring {
     /// As for [`Self::push`].
     #[inline(always)]
     pub(crate) unsafe fn push_one(&self, make: impl FnOnce(&mut Sqe)) -> io::Result<()> {
-        let _guard = self.submit.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.submit.lock();
         self.make_room(1)?;
         let tail = Self::load(self.sq_tail, Ordering::Relaxed);
         // SAFETY: the slot lies inside the mapping (masked), belongs to the free part of the queue
