@@ -429,18 +429,11 @@ impl Lane {
             // The frequent ones are made in place.
             Request::Receive { buffer, length: length @ 1.., exact } if socket => {
                 let (fd, flags) = self.socket_of(op, handle);
+                let entry = Sqe { flags, ioprio: self.poll_first(op), fd, ..Sqe::default() };
+                // SAFETY: `bytes` never exceeds `length`.
+                let rest = unsafe { buffer.add(op.bytes) };
                 let wait = if exact { libc::MSG_WAITALL } else { 0 };
-                Sqe {
-                    opcode: abi::io_uring_op::IORING_OP_RECV as u8,
-                    flags,
-                    ioprio: self.poll_first(op),
-                    fd,
-                    // SAFETY: `bytes` never exceeds `length`.
-                    addr: unsafe { buffer.add(op.bytes) } as u64,
-                    len: clamp(length - op.bytes),
-                    op_flags: wait.cast_unsigned(),
-                    ..Sqe::default()
-                }
+                receive(entry, rest, length - op.bytes, wait)
             }
             Request::ReceivePooled { .. } if socket && self.features.provided_buffers => {
                 let (fd, flags) = self.socket_of(op, handle);
@@ -628,12 +621,6 @@ impl Lane {
         }
     }
 
-    /// The same for a socket.
-    #[inline]
-    fn socket_of(&self, op: &Operation, handle: &Handle) -> (i32, u8) {
-        if self.features.lets_go { self.file_of(op, handle) } else { (handle.fd(), 0) }
-    }
-
     /// The file of an operation, and the flag that says whether it is named by a number.
     #[inline]
     fn file_of(&self, op: &Operation, handle: &Handle) -> (i32, u8) {
@@ -646,6 +633,12 @@ impl Lane {
             registration.set(op.lane, self.files.add(&self.ring, handle.fd()));
         }
         (handle.fd(), 0)
+    }
+
+    /// The same for a socket, which has a number only where it is let go at once when it is closed.
+    #[inline]
+    fn socket_of(&self, op: &Operation, handle: &Handle) -> (i32, u8) {
+        if self.features.lets_go { self.file_of(op, handle) } else { (handle.fd(), 0) }
     }
 
     /// The number of the memory that a read reads into or a write writes from, if it has one.
