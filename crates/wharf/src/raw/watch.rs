@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     sync::lock,
-    sys::{Alarm, Lane, processor_delay, processor_time},
+    sys::{Alarm, Lane, processor_delay, processor_time, processors_idle},
 };
 
 /// A first block is noticed within a millisecond. A look costs a few microseconds, a good part of
@@ -72,6 +72,11 @@ const CROWD: Duration = Duration::from_millis(100);
 const ASK: Duration = Duration::from_millis(25);
 /// How many packets must wait in a lane that gets on before an idle worker is woken to help.
 const HELP_FROM: u32 = 8;
+/// It is woken if half a processor or more had nothing to do for the last while: otherwise others
+/// use them, most often those who send what waits, and two lanes would do the same as one with more
+/// system calls and changes of thread.
+const LEISURE: u32 = 2;
+const MEASURED_FOR: Duration = Duration::from_millis(100);
 
 thread_local! {
     /// When this worker last asked how long it has waited for processors, and what it was told.
@@ -91,6 +96,7 @@ pub(crate) struct Watch {
     rested: AtomicU64,
     /// Until when processors are taken to be crowded, by the alarm's clock.
     crowded_until: AtomicU64,
+    leisure: Mutex<Leisure>,
     /// None: the watching worker wakes at every look, as it does while blocks keep coming.
     alarm: Option<Alarm>,
     /// When each lane's holder was last seen to get on, by the alarm's clock.
@@ -109,6 +115,31 @@ struct State {
     alert_until: Option<Instant>,
     /// The files that tell what a thread does.
     threads: HashMap<i32, File>,
+}
+
+/// Whether a processor is there for another worker.
+#[derive(Debug, Default)]
+struct Leisure {
+    /// When the system was last asked how long processors had nothing to do, and what it said.
+    asked: Option<(Instant, Option<Duration>)>,
+    found: bool,
+}
+
+impl Leisure {
+    fn is_there(&mut self, now: Instant, idle: impl FnOnce() -> Option<Duration>) -> bool {
+        if self.asked.is_some_and(|(asked, _)| now - asked < MEASURED_FOR) {
+            return self.found;
+        }
+        let before = self.asked.replace((now, idle()));
+        self.found = match (before, self.asked) {
+            (Some((asked, Some(before))), Some((_, Some(idle)))) => {
+                idle.saturating_sub(before) * LEISURE >= now - asked
+            }
+            // It may be there.
+            _ => true,
+        };
+        self.found
+    }
 }
 
 /// What looks at a lane have found.
@@ -164,6 +195,7 @@ impl Watch {
             rests: AtomicU32::new(0),
             rested: AtomicU64::new(0),
             crowded_until: AtomicU64::new(0),
+            leisure: Mutex::new(Leisure::default()),
             state: Mutex::new(State {
                 lanes: vec![
                     Looked { progress: 0, since: Instant::now(), used: None };
@@ -272,7 +304,9 @@ impl Watch {
             let ahead = u64::from(submits) * nanos(SUBMISSION);
             if due < now + self.pace(now).margin + ahead {
                 self.notice_crowd(time, now, processor_delay);
-                self.put_off(port, lane, alarm, due, now);
+                if self.put_off(port, lane, alarm, due, now) {
+                    self.have_help(port, time);
+                }
             }
         }
     }
@@ -297,16 +331,17 @@ impl Watch {
         }
     }
 
+    /// Whether it was put off, and an idle worker could help one that gets on.
     #[inline(never)]
-    fn put_off(&self, port: &Shared, lane: usize, alarm: &Alarm, due: u64, now: u64) {
+    fn put_off(&self, port: &Shared, lane: usize, alarm: &Alarm, due: u64, now: u64) -> bool {
         let mut oldest = now;
-        let mut help = false;
+        let (mut help, mut idle) = (false, false);
         for (number, ring) in port.lanes().iter().enumerate() {
             match port.dispatch.schedule.hold(number) {
                 // Somebody has to look into it.
-                Hold::Free => return,
+                Hold::Free => return false,
                 // Should it run and block, it does so after this.
-                Hold::Idle(_) => {}
+                Hold::Idle(_) => idle = true,
                 Hold::Running(_) => {
                     if number != lane {
                         oldest = oldest.min(self.seen[number].0.load(Ordering::Relaxed));
@@ -315,10 +350,13 @@ impl Watch {
                 }
             }
         }
-        if let Some(later) = self.pace(now).later(due, oldest)
-            && alarm.put_off(due, later)
-            && help
-        {
+        let later = self.pace(now).later(due, oldest);
+        later.is_some_and(|later| alarm.put_off(due, later)) && help && idle
+    }
+
+    /// Packets wait in a lane that gets on: wakes an idle worker, if there is a processor for it.
+    fn have_help(&self, port: &Shared, now: Instant) {
+        if self.alert() || lock(&self.leisure).is_there(now, processors_idle) {
             port.release_newest();
         }
     }
@@ -406,7 +444,7 @@ impl Watch {
                     } else if gets_on && port.dispatch.schedule.any_idle() {
                         port.glance(lane);
                         if ring.ready() >= HELP_FROM {
-                            port.release_newest();
+                            self.have_help(port, now);
                         }
                     }
                 }
@@ -568,6 +606,32 @@ mod tests {
         assert_eq!(ask(ms(265), None), (true, false), "where the system does not say");
         assert_eq!(ask(ms(266), None), (false, false), "it asks seldom there, too");
         assert_eq!(ask(ms(300), Some(ms(600))), (true, false));
+    }
+
+    /// Would catch: help for who has a processor, where none is left for the helper; none where one
+    /// has nothing to do; a system that is asked each time.
+    #[test]
+    fn another_worker_is_there_where_a_processor_is() {
+        let mut leisure = Leisure::default();
+        let ms = Duration::from_millis;
+        let start = Instant::now();
+        let mut ask = |at, idle: Option<Duration>| {
+            let asked = Cell::new(false);
+            let is_there = leisure.is_there(start + ms(at), || {
+                asked.set(true);
+                idle
+            });
+            (asked.get(), is_there)
+        };
+        assert_eq!(ask(0, Some(ms(7000))), (true, true), "it may be there");
+        assert_eq!(ask(99, Some(ms(7000))), (false, true), "it asks seldom");
+        assert_eq!(ask(100, Some(ms(7040))), (true, false), "less than half of one");
+        assert_eq!(ask(199, Some(ms(7139))), (false, false), "for a while");
+        assert_eq!(ask(200, Some(ms(7090))), (true, true), "half of one");
+        assert_eq!(ask(300, Some(ms(7080))), (true, false), "a clock that goes backwards");
+        assert_eq!(ask(400, None), (true, true), "where the system does not say");
+        assert_eq!(ask(500, Some(ms(7090))), (true, true), "it may be there again");
+        assert_eq!(ask(600, Some(ms(7290))), (true, true), "two of them");
     }
 
     /// Would catch: a watch that wakes somebody a thousand times a second for nothing.

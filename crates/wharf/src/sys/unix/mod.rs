@@ -126,6 +126,14 @@ pub(crate) fn processor_delay() -> Option<Duration> {
     Some(Duration::from_nanos(numbers.split_ascii_whitespace().nth(1)?.parse().ok()?))
 }
 
+/// How long the processors have had nothing to do, all together, in steps of 10 ms. None: the
+/// system does not tell.
+pub(crate) fn processors_idle() -> Option<Duration> {
+    let numbers = std::fs::read_to_string("/proc/uptime").ok()?;
+    let seconds = numbers.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
 /// A descriptor as the system knows it.
 pub(crate) fn raw(descriptor: &OwnedDescriptor) -> RawDescriptor {
     descriptor.as_raw_fd()
@@ -255,6 +263,21 @@ mod tests {
     };
 
     use super::*;
+
+    /// Would catch: another number than that of idle processors, or one that is no time.
+    #[test]
+    fn processors_have_nothing_to_do_for_a_part_of_the_time() {
+        let Some(before) = processors_idle() else {
+            eprintln!("SKIP processors_idle: no uptime in /proc");
+            return;
+        };
+        let start = Instant::now();
+        std::thread::sleep(Duration::from_millis(200));
+        let idle = processors_idle().unwrap().checked_sub(before).unwrap();
+        let processors = std::fs::read_dir("/sys/devices/system/cpu").map_or(1024, Iterator::count);
+        let most = start.elapsed() * u32::try_from(processors).unwrap();
+        assert!(idle <= most + Duration::from_millis(50), "{idle:?} of {most:?}");
+    }
 
     /// Would catch: a number that does not grow while others have the processor; another thread's.
     #[test]
