@@ -59,6 +59,7 @@ pub(crate) fn pause(attempt: u32) {
 /// A mutex finds out with a second atomic exchange, when it is released, whether somebody waits.
 /// This one is released by a plain store, which costs a tenth of that; who finds it held looks
 /// again a few times, and then after short sleeps. There are five releases in an echo.
+#[repr(C)]
 #[derive(Debug)]
 pub(crate) struct SpinLock<T> {
     held: AtomicBool,

@@ -23,18 +23,20 @@ use crate::{
 };
 
 /// Operations of a handle, linked through their headers.
+#[repr(C)]
 #[derive(Debug)]
 struct List {
-    first: *mut Operation,
-    last: *mut Operation,
     length: u32,
     /// How many packets of this direction stand in the port's queue, and must be taken before the
     /// next one's.
     early: u32,
+    first: *mut Operation,
+    last: *mut Operation,
 }
 
 /// Operations of one direction: one in the kernel, the others behind it. Where there is no order,
 /// all of them are in the list.
+#[repr(C)]
 #[derive(Debug)]
 struct Queue {
     current: *mut Operation,
@@ -140,11 +142,11 @@ pub(crate) struct Queues {
     emptied: bool,
     input: Queue,
     output: Queue,
+    /// Accepts that have their connection and wait for its first data, and what has no order.
+    floating: Queue,
     errors: Queue,
     /// Finished operations of a serial handle whose packets wait for the one that is out.
     deferred: List,
-    /// Accepts that have their connection and wait for its first data, and what has no order.
-    floating: Queue,
 }
 
 /// A descriptor that belongs to a port, under a key.

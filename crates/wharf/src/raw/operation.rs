@@ -436,11 +436,11 @@ pub struct Operation {
     pub(crate) handle: *const Handle,
     /// Next in whichever list of its handle the operation is in.
     pub(crate) next: *mut Self,
-    /// And the one before it.
-    pub(crate) previous: *mut Self,
     pub(crate) request: Request,
     /// What it asks for when its request has been met.
     pub(crate) second: Option<Request>,
+    /// The one before it in its list.
+    pub(crate) previous: *mut Self,
     /// How long it may take once it has reached the kernel, if it is timed.
     pub(crate) deadline: Duration,
     /// The driver's own part.
