@@ -240,7 +240,7 @@ impl<K, M> fmt::Debug for PortShared<K, M> {
 ///
 /// A worker that blocks holds one of the running slots. [`Port::blocking`] gives it to another
 /// worker at once. Where a handler blocks without saying so, another worker notices within about
-/// a millisecond, if packets wait, and takes the slot (within 4 ms, where workers wait for
+/// a millisecond, if packets wait, and takes the slot (within 6 ms, where workers wait for
 /// processors because others use them, too); there must be more workers than the concurrency value
 /// for that, twice as many being the classic advice. While blocks keep coming it notices within
 /// 0.2 ms. A worker that has lost its slot runs on when it wakes up, so that more

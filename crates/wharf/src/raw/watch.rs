@@ -60,13 +60,14 @@ const COMPUTES: Duration = Duration::from_micros(450);
 const OUTRUN: Duration = Duration::from_millis(10);
 /// The pace where others use the processors too: where a worker has lately waited for one for a
 /// quarter of the time. A look would mostly come while it waits, take somebody's turn, and find
-/// nothing; and whoever takes a lane over would have to wait, too. Most schedulers change turns
-/// every 4 ms or sooner.
-const CROWDED: Duration = Duration::from_millis(4);
+/// nothing; and whoever takes a lane over would have to wait, too. Schedulers change turns every
+/// few milliseconds.
+const CROWDED: Duration = Duration::from_millis(6);
 const CROWDED_FROM: u32 = 4;
-/// There, a look is put off so much earlier, before the worker's turn is over. It is due after
-/// what makes the scheduler change turns, so that the processor's timer mostly stays as it is.
-const TURN: Duration = Duration::from_micros(2500);
+/// There, a look is put off so much earlier: before the worker's turn is over, and by more than
+/// the turn of another lasts. It is due after the scheduler's next tick (of 4 ms, most often), so
+/// that the processor's timer mostly stays as it is.
+const TURN: Duration = Duration::from_micros(4200);
 /// How long processors are taken to stay crowded, and how often a worker asks.
 const CROWD: Duration = Duration::from_millis(100);
 const ASK: Duration = Duration::from_millis(25);
