@@ -218,6 +218,26 @@ fn each_half_can_end_it() {
     });
 }
 
+/// Would catch: an exchange that was cancelled when it had sent, and waits for its turn to receive.
+#[test]
+fn cancelled_between_its_halves_it_is_over() {
+    run(|| {
+        let port = port(1);
+        let (stream, mut peer) = pair(&port);
+        stream.recv(vec![0; 8]).unwrap();
+        let id = stream.start().exchange("x").unwrap();
+        // It has sent, and nobody has taken notice of that.
+        hears(&mut peer, b"x");
+        assert!(stream.cancel(id));
+        let packet = next(&port);
+        assert!(packet.result.as_ref().unwrap_err().is_cancelled(), "{packet:?}");
+        assert!(matches!(packet.op, Op::Recv { .. }), "{packet:?}");
+        assert_eq!(stream.pending().receives, 1);
+        peer.write_all(b"y").unwrap();
+        assert_eq!(&received(next(&port))[..], b"y");
+    });
+}
+
 /// Would catch: an exchange that is refused and sends all the same, or keeps its buffer.
 #[test]
 fn a_refused_exchange_gives_its_buffer_back() {

@@ -394,59 +394,68 @@ fn each_row_of_a_worker(event: Event) {
     });
 }
 
-/// Would catch: an operation that goes with its handle, or a handle that never goes.
-#[test]
-fn a_handle_is_dropped() {
-    each_row(Event::DropHandle);
-}
+/// A test of the table for each event, made of `each_row` and `each_row_of_a_worker`.
+macro_rules! test_each_event {
+    () => {
+        /// Would catch: an operation that goes with its handle, or a handle that never goes.
+        #[test]
+        fn a_handle_is_dropped() {
+            each_row(Event::DropHandle);
+        }
 
-/// Would catch: an operation that a closed handle forgets.
-#[test]
-fn a_handle_is_closed() {
-    each_row(Event::CloseHandle);
-}
+        /// Would catch: an operation that a closed handle forgets.
+        #[test]
+        fn a_handle_is_closed() {
+            each_row(Event::CloseHandle);
+        }
 
-/// Would catch: a port that leaks what is in flight, frees it under the kernel, or waits for ever.
-#[test]
-fn a_port_is_dropped() {
-    each_row(Event::DropPort);
-}
+        /// Would catch: a port that leaks what is in flight, frees it under the kernel, or waits for
+        /// ever.
+        #[test]
+        fn a_port_is_dropped() {
+            each_row(Event::DropPort);
+        }
 
-/// Would catch: the same where the port is closed first.
-#[test]
-fn a_port_is_closed() {
-    each_row(Event::ClosePort);
-}
+        /// Would catch: the same where the port is closed first.
+        #[test]
+        fn a_port_is_closed() {
+            each_row(Event::ClosePort);
+        }
 
-/// Would catch: a cancellation that loses an operation in one of its states.
-#[test]
-fn everything_is_cancelled() {
-    each_row(Event::Cancel);
-}
+        /// Would catch: a cancellation that loses an operation in one of its states.
+        #[test]
+        fn everything_is_cancelled() {
+            each_row(Event::Cancel);
+        }
 
-/// Would catch: a reset that an operation in one of its states does not survive.
-#[test]
-fn the_peer_resets() {
-    each_row(Event::PeerResets);
-}
+        /// Would catch: a reset that an operation in one of its states does not survive.
+        #[test]
+        fn the_peer_resets() {
+            each_row(Event::PeerResets);
+        }
 
-/// Would catch: the same for an orderly end.
-#[test]
-fn the_peer_ends() {
-    each_row(Event::PeerEnds);
-}
+        /// Would catch: the same for an orderly end.
+        #[test]
+        fn the_peer_ends() {
+            each_row(Event::PeerEnds);
+        }
 
-/// Would catch: operations that go down with the worker that panicked.
-#[test]
-fn a_worker_panics() {
-    each_row_of_a_worker(Event::WorkerPanics);
-}
+        /// Would catch: operations that go down with the worker that panicked.
+        #[test]
+        fn a_worker_panics() {
+            each_row_of_a_worker(Event::WorkerPanics);
+        }
 
-/// Would catch: operations that die with their thread.
-#[test]
-fn a_worker_exits() {
-    each_row_of_a_worker(Event::WorkerExits);
+        /// Would catch: operations that die with their thread.
+        #[test]
+        fn a_worker_exits() {
+            each_row_of_a_worker(Event::WorkerExits);
+        }
+    };
 }
+pub(super) use test_each_event;
+
+test_each_event!();
 
 /// Would catch: two events at once, in either order, from other threads than the one that started
 /// the operation.
