@@ -32,7 +32,9 @@ use super::{
 };
 use crate::{
     sync::lock,
-    sys::{Alarm, Lane, processor_delay, processor_time, processors_idle},
+    sys::{
+        Alarm, Lane, processor_delay, processor_time, processor_time_of_all, processors_idle,
+    },
 };
 
 /// A first block is noticed within a millisecond. A look costs a few microseconds, a good part of
@@ -73,10 +75,12 @@ const CROWD: Duration = Duration::from_millis(100);
 const ASK: Duration = Duration::from_millis(25);
 /// How many packets must wait in a lane that gets on before an idle worker is woken to help.
 const HELP_FROM: u32 = 8;
-/// It is woken if half a processor or more had nothing to do for the last while: otherwise others
-/// use them, most often those who send what waits, and two lanes would do the same as one with more
-/// system calls and changes of thread.
+/// It is woken if half a processor or more had nothing to do for the last while, or a packet costs
+/// so much that another worker makes up for what two lanes cost: each then has fewer packets in a
+/// turn, so more system calls and changes of thread. Otherwise others use the processors, most
+/// often those who send what waits.
 const LEISURE: u32 = 2;
+const WORTH_HELP: Duration = Duration::from_micros(6);
 const MEASURED_FOR: Duration = Duration::from_millis(100);
 
 thread_local! {
@@ -97,7 +101,7 @@ pub(crate) struct Watch {
     rested: AtomicU64,
     /// Until when processors are taken to be crowded, by the alarm's clock.
     crowded_until: AtomicU64,
-    leisure: Mutex<Leisure>,
+    need: Mutex<Need>,
     /// None: the watching worker wakes at every look, as it does while blocks keep coming.
     alarm: Option<Alarm>,
     /// When each lane's holder was last seen to get on, by the alarm's clock.
@@ -118,29 +122,56 @@ struct State {
     threads: HashMap<i32, File>,
 }
 
-/// Whether a processor is there for another worker.
+/// Whether another worker is worth while where packets wait.
 #[derive(Debug, Default)]
-struct Leisure {
-    /// When the system was last asked how long processors had nothing to do, and what it said.
-    asked: Option<(Instant, Option<Duration>)>,
+struct Need {
+    /// When that was last measured, and from what.
+    asked: Option<(Instant, Measured)>,
     found: bool,
 }
 
-impl Leisure {
-    fn is_there(&mut self, now: Instant, idle: impl FnOnce() -> Option<Duration>) -> bool {
-        if self.asked.is_some_and(|(asked, _)| now - asked < MEASURED_FOR) {
+/// Sums since the system, or the process, began.
+#[derive(Clone, Copy, Debug)]
+struct Measured {
+    /// How long processors had nothing to do, where the system tells.
+    idle: Option<Duration>,
+    /// The processor time of this process.
+    used: Option<Duration>,
+    packets: u64,
+}
+
+impl Need {
+    fn is_there(&mut self, now: Instant, measure: impl FnOnce() -> Measured) -> bool {
+        let before = self.asked.map(|(asked, measured)| (now - asked, measured));
+        if before.is_some_and(|(time, _)| time < MEASURED_FOR) {
             return self.found;
         }
-        let before = self.asked.replace((now, idle()));
-        self.found = match (before, self.asked) {
-            (Some((asked, Some(before))), Some((_, Some(idle)))) => {
-                idle.saturating_sub(before) * LEISURE >= now - asked
-            }
-            // It may be there.
-            _ => true,
+        let after = measure();
+        self.asked = Some((now, after));
+        self.found = match before {
+            Some((time, before)) if time < 2 * MEASURED_FOR => after.is_worth(&before, time),
+            // There was less to do meanwhile.
+            _ => false,
         };
         self.found
     }
+}
+
+impl Measured {
+    /// Whether, since `before`, so long ago, a processor was there, or packets were worth one.
+    fn is_worth(&self, before: &Self, time: Duration) -> bool {
+        let packets = u32::try_from(self.packets.saturating_sub(before.packets));
+        let times = (since(self.idle, before.idle), since(self.used, before.used));
+        let (Some(idle), Some(used)) = times
+        else {
+            return true;
+        };
+        idle * LEISURE >= time || used >= WORTH_HELP * packets.unwrap_or(u32::MAX)
+    }
+}
+
+fn since(after: Option<Duration>, before: Option<Duration>) -> Option<Duration> {
+    Some(after?.saturating_sub(before?))
 }
 
 /// What looks at a lane have found.
@@ -196,7 +227,7 @@ impl Watch {
             rests: AtomicU32::new(0),
             rested: AtomicU64::new(0),
             crowded_until: AtomicU64::new(0),
-            leisure: Mutex::new(Leisure::default()),
+            need: Mutex::new(Need::default()),
             state: Mutex::new(State {
                 lanes: vec![
                     Looked { progress: 0, since: Instant::now(), used: None };
@@ -355,9 +386,14 @@ impl Watch {
         later.is_some_and(|later| alarm.put_off(due, later)) && help && idle
     }
 
-    /// Packets wait in a lane that gets on: wakes an idle worker, if there is a processor for it.
+    /// Packets wait in a lane that gets on: wakes an idle worker, if that is worth while.
     fn have_help(&self, port: &Shared, now: Instant) {
-        if self.alert() || lock(&self.leisure).is_there(now, processors_idle) {
+        let measure = || Measured {
+            idle: processors_idle(),
+            used: processor_time_of_all(),
+            packets: port.packets(),
+        };
+        if self.alert() || lock(&self.need).is_there(now, measure) {
             port.release_newest();
         }
     }
@@ -609,30 +645,31 @@ mod tests {
         assert_eq!(ask(ms(300), Some(ms(600))), (true, false));
     }
 
-    /// Would catch: help for who has a processor, where none is left for the helper; none where one
-    /// has nothing to do; a system that is asked each time.
+    /// Would catch: help where no processor is left and packets are cheap; none where one is, or
+    /// packets are worth it; a system that is asked each time.
     #[test]
-    fn another_worker_is_there_where_a_processor_is() {
-        let mut leisure = Leisure::default();
+    fn another_worker_is_there_where_that_is_worth_while() {
+        let mut need = Need::default();
         let ms = Duration::from_millis;
         let start = Instant::now();
-        let mut ask = |at, idle: Option<Duration>| {
+        let mut ask = |at, idle: Option<u64>, used, packets| {
             let asked = Cell::new(false);
-            let is_there = leisure.is_there(start + ms(at), || {
+            let is_there = need.is_there(start + ms(at), || {
                 asked.set(true);
-                idle
+                Measured { idle: idle.map(ms), used: Some(ms(used)), packets }
             });
             (asked.get(), is_there)
         };
-        assert_eq!(ask(0, Some(ms(7000))), (true, true), "it may be there");
-        assert_eq!(ask(99, Some(ms(7000))), (false, true), "it asks seldom");
-        assert_eq!(ask(100, Some(ms(7040))), (true, false), "less than half of one");
-        assert_eq!(ask(199, Some(ms(7139))), (false, false), "for a while");
-        assert_eq!(ask(200, Some(ms(7090))), (true, true), "half of one");
-        assert_eq!(ask(300, Some(ms(7080))), (true, false), "a clock that goes backwards");
-        assert_eq!(ask(400, None), (true, true), "where the system does not say");
-        assert_eq!(ask(500, Some(ms(7090))), (true, true), "it may be there again");
-        assert_eq!(ask(600, Some(ms(7290))), (true, true), "two of them");
+        assert_eq!(ask(0, Some(7000), 0, 0), (true, false), "it has to be found out");
+        assert_eq!(ask(99, Some(7000), 0, 0), (false, false), "it asks seldom");
+        assert_eq!(ask(100, Some(7050), 50, 10_000), (true, true), "half of one is there");
+        assert_eq!(ask(199, Some(7050), 50, 10_000), (false, true), "for a while");
+        assert_eq!(ask(200, Some(7090), 150, 27_000), (true, false), "less, and 5.9 us each");
+        assert_eq!(ask(300, Some(7090), 270, 47_000), (true, true), "6 us each");
+        assert_eq!(ask(400, Some(7080), 370, 67_000), (true, false), "a clock that goes backwards");
+        assert_eq!(ask(599, Some(7380), 470, 87_000), (true, true), "more than one is there");
+        assert_eq!(ask(799, Some(7780), 999, 87_000), (true, false), "it was so long ago");
+        assert_eq!(ask(899, None, 1000, 99_000), (true, true), "where the system does not say");
     }
 
     /// Would catch: a watch that wakes somebody a thousand times a second for nothing.

@@ -24,7 +24,7 @@
 //! | `OwnedSocket`, `OwnedFile`, `BorrowedSocket`, `BorrowedFile` | one of them, as the standard library has it |
 //! | `Mapping` | memory for the buffers of a pool |
 //! | `ForkGuard`, `thread_id` | which process this is, and which thread |
-//! | `processor_time`, `processor_delay`, `processors_idle` | how long a thread has run, and this one has waited to; how long processors had nothing to do; where there is a watch |
+//! | `processor_time`, `processor_time_of_all`, `processor_delay`, `processors_idle` | how long a thread has run, and all have, and this one has waited to; how long processors had nothing to do; where there is a watch |
 //! | `Identity` | what kind of thing a descriptor leads to, and which |
 //! | `adopt`, `release` | a descriptor belongs to one port |
 //! | `claim_address` | a listener has its address for itself |

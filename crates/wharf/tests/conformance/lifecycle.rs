@@ -409,8 +409,8 @@ macro_rules! test_each_event {
             each_row(Event::CloseHandle);
         }
 
-        /// Would catch: a port that leaks what is in flight, frees it under the kernel, or waits for
-        /// ever.
+        /// Would catch: a port that leaks what is in flight, frees it under the kernel, or waits
+        /// for ever.
         #[test]
         fn a_port_is_dropped() {
             each_row(Event::DropPort);

@@ -112,7 +112,15 @@ pub(crate) fn thread_id() -> i32 {
 pub(crate) fn processor_time(thread: i32) -> Option<Duration> {
     // How Linux names the clock of a thread: its number, inverted, above three bits that say so.
     const OF_A_THREAD: libc::clockid_t = 0b110;
-    let clock = (!thread << 3) | OF_A_THREAD;
+    time_by((!thread << 3) | OF_A_THREAD)
+}
+
+/// How much processor time all threads of this process have used, together.
+pub(crate) fn processor_time_of_all() -> Option<Duration> {
+    time_by(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+fn time_by(clock: libc::clockid_t) -> Option<Duration> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the structure lives across the call.
     let told = unsafe { libc::clock_gettime(clock, &raw mut time) } == 0;
