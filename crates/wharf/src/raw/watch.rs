@@ -162,10 +162,7 @@ impl Measured {
     fn is_worth(&self, before: &Self, time: Duration) -> bool {
         let packets = u32::try_from(self.packets.saturating_sub(before.packets));
         let times = (since(self.idle, before.idle), since(self.used, before.used));
-        let (Some(idle), Some(used)) = times
-        else {
-            return true;
-        };
+        let (Some(idle), Some(used)) = times else { return true };
         idle * LEISURE >= time || used >= WORTH_HELP * packets.unwrap_or(u32::MAX)
     }
 }
