@@ -279,12 +279,6 @@ impl Shared {
         counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Release);
     }
 
-    /// Packets taken so far.
-    pub(super) fn packets(&self) -> u64 {
-        let [packets] = self.sums([|tally| &tally.packets]);
-        packets
-    }
-
     /// Sums of counters over all threads, those that have gone included.
     pub(super) fn sums<const N: usize>(&self, counters: [fn(&Tally) -> &AtomicU64; N]) -> [u64; N] {
         let tallies = lock(&self.tallies);

@@ -364,13 +364,13 @@ impl Watch {
     #[inline(never)]
     fn put_off(&self, port: &Shared, lane: usize, alarm: &Alarm, due: u64, now: u64) -> bool {
         let mut oldest = now;
-        let (mut help, mut idle) = (false, false);
+        let mut help = false;
         for (number, ring) in port.lanes().iter().enumerate() {
             match port.dispatch.schedule.hold(number) {
                 // Somebody has to look into it.
                 Hold::Free => return false,
                 // Should it run and block, it does so after this.
-                Hold::Idle(_) => idle = true,
+                Hold::Idle(_) => {}
                 Hold::Running(_) => {
                     if number != lane {
                         oldest = oldest.min(self.seen[number].0.load(Ordering::Relaxed));
@@ -380,15 +380,15 @@ impl Watch {
             }
         }
         let later = self.pace(now).later(due, oldest);
-        later.is_some_and(|later| alarm.put_off(due, later)) && help && idle
+        let put_off = later.is_some_and(|later| alarm.put_off(due, later));
+        put_off && help && port.dispatch.schedule.any_idle()
     }
 
     /// Packets wait in a lane that gets on: wakes an idle worker, if that is worth while.
     fn have_help(&self, port: &Shared, now: Instant) {
-        let measure = || Measured {
-            idle: processors_idle(),
-            used: processor_time_of_all(),
-            packets: port.packets(),
+        let measure = || {
+            let [packets] = port.sums([|tally| &tally.packets]);
+            Measured { idle: processors_idle(), used: processor_time_of_all(), packets }
         };
         if self.alert() || lock(&self.need).is_there(now, measure) {
             port.release_newest();
