@@ -673,7 +673,7 @@ where
                 Wait::Closed => return Wait::Closed,
                 Wait::Broken(error) => return Wait::Broken(error),
             }
-            let silent = taking.completion.silent;
+            let silent = shared.is_silent(&taking.completion);
             if !silent {
                 return shared.packet(&mut taking.completion, kept.take());
             }
@@ -709,7 +709,7 @@ where
             if !shared.raw.take_more(&mut taking) {
                 break;
             }
-            let silent = taking.completion.silent;
+            let silent = shared.is_silent(&taking.completion);
             let packet = shared.packet(&mut taking.completion, kept.take());
             if let (false, Wait::Packet(packet)) = (silent, packet) {
                 packets.push(packet);
@@ -742,8 +742,8 @@ where
     }
 
     /// Closes the port: every wait returns [`Wait::Closed`], and nothing more can be started or
-    /// posted. A worker that has a packet keeps it. What is in flight is cancelled, and given
-    /// back when the last clone of the port is dropped.
+    /// posted. A worker that has a packet keeps it. What is in flight is cancelled, has no packet,
+    /// and is given back when the last clone of the port is dropped, or before.
     pub fn close(&self) {
         self.owner.shared.close();
     }
@@ -841,6 +841,12 @@ impl<K, M> PortShared<K, M> {
         for notifier in lock(&self.notifiers).drain(..).filter_map(|it| it.upgrade()) {
             self.disappoint(&notifier);
         }
+    }
+
+    /// Whether a completion is one of which nobody is told. What closing cancels is none that
+    /// failed: who was just coming to take it learns that the port is closed.
+    fn is_silent(&self, completion: &Completion) -> bool {
+        completion.silent || completion.status == -sys::CANCELLED && self.raw.is_closed()
     }
 
     /// Makes a packet of a completion: takes its block apart, unless it goes on. Packets are large:

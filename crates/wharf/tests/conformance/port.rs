@@ -247,6 +247,42 @@ fn closing_wakes_those_who_are_on_their_way() {
     });
 }
 
+/// Would catch: an operation that closing cancels, given to a worker that is just coming to wait as
+/// if it were an error of its own. Anybody who passes errors on would end with it.
+#[test]
+fn what_closing_cancels_has_no_packet() {
+    run(|| {
+        for _ in 0..100 {
+            let port = port(2);
+            let pairs: Vec<_> = (0..8).map(|_| pair(&port)).collect();
+            for (stream, _) in &pairs {
+                (0..8).for_each(|_| stream.recv(Buf::pooled()).unwrap());
+            }
+            let workers: Vec<_> = (0..4)
+                .map(|number| {
+                    let port = port.clone();
+                    let mut packets = Vec::new();
+                    thread::spawn(move || {
+                        let most = 1 + number % 2 * 3;
+                        while let Wait::Packet(_) = port.wait_many(&mut packets, most, None) {
+                            for packet in packets.drain(..) {
+                                packet.result.unwrap();
+                                let Op::Posted(token) = packet.op else { continue };
+                                // Refused, it is over.
+                                let _ = port.post(token);
+                            }
+                        }
+                    })
+                })
+                .collect();
+            (0..8).for_each(|id| port.post(Token::from(id)).unwrap());
+            until("they work", || port.stats().packets > 200);
+            port.close();
+            workers.into_iter().for_each(join);
+        }
+    });
+}
+
 /// Would catch: a packet that is taken back from the worker that has it, or a buffer freed under
 /// it.
 #[test]
