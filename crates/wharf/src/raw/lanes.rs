@@ -648,6 +648,9 @@ impl Shared {
     }
 
     fn park(&self, worker: &Arc<Worker>, deadline: Option<Instant>) -> Seat {
+        // While blocks keep coming, a holder may be in one already: who begins to keep watch does
+        // not sleep before its first look.
+        let mut begins = true;
         loop {
             if self.closed() {
                 return Seat::Again;
@@ -661,6 +664,13 @@ impl Shared {
                 return Seat::Again;
             }
             let watching = self.setup.watch && self.dispatch.schedule.on_watch(worker);
+            if watching
+                && std::mem::take(&mut begins)
+                && self.dispatch.watch.alert()
+                && self.dispatch.watch.look(self, Some(worker))
+            {
+                return Seat::Again;
+            }
             let parked = if watching {
                 self.dispatch.watch.keep(self, worker, left)
             } else {
@@ -668,7 +678,7 @@ impl Shared {
             };
             match parked {
                 Parked::Lane => return Seat::Again,
-                Parked::Watch => {}
+                Parked::Watch => begins = true,
                 Parked::TimedOut => {
                     if watching && self.dispatch.watch.look(self, Some(worker)) {
                         return Seat::Again;
