@@ -288,7 +288,8 @@ impl Port {
         self.shared.blocking(work)
     }
 
-    /// Closes: every wait returns [`Wait::Closed`], and nothing more can be started.
+    /// Closes: every wait returns [`Wait::Closed`], and nothing more can be started. A wait that
+    /// has begun before may still take a completion, also of what is cancelled afterwards.
     pub fn close(&self) {
         self.shared.close();
     }
