@@ -843,8 +843,8 @@ impl<K, M> PortShared<K, M> {
         }
     }
 
-    /// Whether a completion is one of which nobody is told. What closing cancels is none that
-    /// failed: who was just coming to take it learns that the port is closed.
+    /// Whether nobody is told of a completion: that was asked for, or closing has cancelled it.
+    /// Who comes to take that was about to learn that the port is closed, and learns just that.
     fn is_silent(&self, completion: &Completion) -> bool {
         completion.silent || completion.status == -sys::CANCELLED && self.raw.is_closed()
     }
